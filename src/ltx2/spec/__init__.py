@@ -1,0 +1,1 @@
+"""The words of the house: requests, plans, cards, geometry, events and errors. Nothing here knows torch."""

@@ -1,0 +1,81 @@
+"""Every error that this package raises on purpose, with the code that a client sees and the exit code of the CLI.
+
+Ltx2Error                      code               HTTP  exit
+├── RefusedRequest             invalid_request     422     2    the request cannot be done as asked
+│   ├── UnknownModel           unknown_model       404     2    no such model here
+│   ├── CheckpointError        invalid_checkpoint  422     2    the files are not the checkpoint they should be
+│   └── NotOffered             not_offered         501     2    known to the model family, not to this engine
+├── DoesNotFit                 exceeds_capacity    422     3    this machine cannot hold the plan
+└── GenerationFailed           failed              500     1    it broke while running
+    └── InvalidOutput          invalid_output      500     1    the networks gave NaN or infinity
+"""
+
+from __future__ import annotations
+
+
+class Ltx2Error(Exception):
+    """Base of all errors raised on purpose.
+
+    `knob` names the option at fault (as in `width`), `hint` says what would work.
+    """
+
+    code = "error"
+    status = 500
+    exit_code = 1
+
+    def __init__(self, message: str, *, knob: str | None = None, hint: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.knob = knob
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class RefusedRequest(Ltx2Error):
+    """The request cannot be done as asked; nothing was loaded or written."""
+
+    code = "invalid_request"
+    status = 422
+    exit_code = 2
+
+
+class UnknownModel(RefusedRequest):
+    """The named model is neither embedded, nor a folder, nor a file, nor in the local cache."""
+
+    code = "unknown_model"
+    status = 404
+
+
+class CheckpointError(RefusedRequest):
+    """The files are incomplete, foreign, corrupt or contradict each other; the message names the tensor or file."""
+
+    code = "invalid_checkpoint"
+
+
+class NotOffered(RefusedRequest):
+    """A feature of the model family that this version of the engine does not have."""
+
+    code = "not_offered"
+    status = 501
+
+
+class DoesNotFit(Ltx2Error):
+    """The plan needs more memory than the device has; the hint names the largest setting that fits."""
+
+    code = "exceeds_capacity"
+    status = 422
+    exit_code = 3
+
+
+class GenerationFailed(Ltx2Error):
+    """The run broke; no file was left behind."""
+
+    code = "failed"
+
+
+class InvalidOutput(GenerationFailed):
+    """The networks produced values that are not finite."""
+
+    code = "invalid_output"
