@@ -1,0 +1,74 @@
+"""Latents as the transformer sees them: tokens and their positions in seconds and pixels."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from ltx2.spec.geometry import AUDIO_LATENTS_PER_SECOND, SPATIAL, TEMPORAL
+
+MEL_FRAMES_PER_SECOND = 100
+MEL_FRAMES_PER_LATENT = 4
+
+
+def tokens_from_video(latent: Tensor) -> Tensor:
+    """[B, C, F, H, W] -> [B, F*H*W, C], ordered frame, row, column."""
+    return latent.flatten(2).transpose(1, 2)
+
+
+def video_from_tokens(tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """[B, F*H*W, C] -> [B, C, F, H, W] for `grid` = (F, H, W)."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def tokens_from_audio(latent: Tensor) -> Tensor:
+    """[B, C, T, bins] -> [B, T, C*bins]."""
+    return latent.transpose(1, 2).flatten(2)
+
+
+def audio_from_tokens(tokens: Tensor, channels: int) -> Tensor:
+    """[B, T, C*bins] -> [B, C, T, bins]."""
+    return tokens.unflatten(2, (channels, -1)).transpose(1, 2)
+
+
+def video_positions(grid: tuple[int, int, int], fps: float | Fraction, device: torch.device | str = "cpu") -> Tensor:
+    """Bounds of every video token: [1, 3, T, 2] float32, [start, end) of time in seconds, y and x in pixels.
+
+    The first latent frame stands for one pixel frame and each later one for eight (the causal video VAE), so time
+    starts at [0, 1/fps] and goes on in spans of 8/fps.
+    """
+    frames, rows, columns = grid
+    time = _bounds(frames, TEMPORAL, device)
+    time = (time + 1 - TEMPORAL).clamp(min=0) / float(fps)
+    axes = [time, _bounds(rows, SPATIAL, device), _bounds(columns, SPATIAL, device)]
+    shape = (frames, rows, columns, 2)
+    spread = [
+        axis.reshape([-1 if i == n else 1 for i in range(3)] + [2]).expand(shape).reshape(-1, 2)
+        for n, axis in enumerate(axes)
+    ]
+    return torch.stack(spread).unsqueeze(0)
+
+
+def audio_positions(length: int, device: torch.device | str = "cpu") -> Tensor:
+    """Bounds of every audio token in seconds: [1, 1, T, 2] float32; the first is [0, 0.01], the others 0.04 s long."""
+    mel = (_bounds(length, MEL_FRAMES_PER_LATENT, device) + 1 - MEL_FRAMES_PER_LATENT).clamp(min=0)
+    hop, rate = 160, 16_000
+    return (mel * hop / rate).unsqueeze(0).unsqueeze(0)
+
+
+def _bounds(count: int, step: int, device: torch.device | str) -> Tensor:
+    start = torch.arange(count, dtype=torch.float32, device=device) * step
+    return torch.stack([start, start + step], dim=-1)
+
+
+__all__ = [
+    "AUDIO_LATENTS_PER_SECOND",
+    "audio_from_tokens",
+    "audio_positions",
+    "tokens_from_audio",
+    "tokens_from_video",
+    "video_from_tokens",
+    "video_positions",
+]
