@@ -1,9 +1,8 @@
-"""Where a stage starts: noise, an earlier result, and a first frame that is given."""
+"""A given first frame: read, cut to size, made to look like the training data, encoded."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,34 +20,6 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 16
-
-
-@dataclass(frozen=True)
-class State:
-    """One modality at the start of a stage: latent [B, T, C], denoise mask [B, T, 1] (1 = free) and clean [B, T, C]."""
-
-    latent: Tensor
-    mask: Tensor
-    clean: Tensor
-
-    def settle(self, latent: Tensor) -> Tensor:
-        """Put the given part of the clean latent back: latent * mask + clean * (1 - mask)."""
-        return (latent * self.mask + self.clean * (1 - self.mask)).to(latent.dtype)
-
-
-def start(clean: Tensor, sigma: float, draw: Tensor, given: Tensor | None = None, strength: float = 1.0) -> State:
-    """Noise `clean` [1, T, C] up to `sigma` with `draw` of the same shape.
-
-    `given` [1, G, C] replaces the first G tokens and is held with `strength` (1 keeps them exactly as they are).
-    """
-    mask = torch.ones(*clean.shape[:2], 1, device=clean.device)
-    if given is not None:
-        count = given.shape[1]
-        clean = torch.cat([given.to(clean), clean[:, count:]], dim=1)
-        mask[:, :count] = 1 - strength
-    share = mask * sigma
-    latent = (draw.float() * share + clean.float() * (1 - share)).to(clean.dtype)
-    return State(latent, mask, clean)
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ltx2.models.velocity import NONE, Perturbation, Stream, velocity
-from ltx2.pipeline.condition import State
 from ltx2.pipeline.guidance import combine
+from ltx2.pipeline.latents import State
 from ltx2.pipeline.sampling import SAMPLERS, Latents, Noise
 from ltx2.spec.plan import Stage
 

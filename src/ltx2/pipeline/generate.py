@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ltx2.pipeline.condition import first_frame, start
+from ltx2.pipeline.condition import first_frame
 from ltx2.pipeline.decode import decode_audio, decode_video
 from ltx2.pipeline.denoise import Scene, denoise
 from ltx2.pipeline.latents import (
     audio_positions,
+    start,
     tokens_from_video,
     video_from_tokens,
     video_positions,

@@ -1,15 +1,16 @@
-"""Latents as the transformer sees them: tokens and their positions in seconds and pixels."""
+"""Latents as the transformer sees them: tokens, their positions in seconds and pixels, and where a stage starts."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from ltx2.spec.geometry import AUDIO_LATENTS_PER_SECOND, SPATIAL, TEMPORAL
+from ltx2.spec.geometry import SPATIAL, TEMPORAL
 
-MEL_FRAMES_PER_SECOND = 100
+MEL_RATE, MEL_HOP = 16_000, 160
 MEL_FRAMES_PER_LATENT = 4
 
 
@@ -54,8 +55,7 @@ def video_positions(grid: tuple[int, int, int], fps: float | Fraction, device: t
 def audio_positions(length: int, device: torch.device | str = "cpu") -> Tensor:
     """Bounds of every audio token in seconds: [1, 1, T, 2] float32; the first is [0, 0.01], the others 0.04 s long."""
     mel = (_bounds(length, MEL_FRAMES_PER_LATENT, device) + 1 - MEL_FRAMES_PER_LATENT).clamp(min=0)
-    hop, rate = 160, 16_000
-    return (mel * hop / rate).unsqueeze(0).unsqueeze(0)
+    return (mel * MEL_HOP / MEL_RATE).unsqueeze(0).unsqueeze(0)
 
 
 def _bounds(count: int, step: int, device: torch.device | str) -> Tensor:
@@ -63,12 +63,29 @@ def _bounds(count: int, step: int, device: torch.device | str) -> Tensor:
     return torch.stack([start, start + step], dim=-1)
 
 
-__all__ = [
-    "AUDIO_LATENTS_PER_SECOND",
-    "audio_from_tokens",
-    "audio_positions",
-    "tokens_from_audio",
-    "tokens_from_video",
-    "video_from_tokens",
-    "video_positions",
-]
+@dataclass(frozen=True)
+class State:
+    """One modality at the start of a stage: latent [B, T, C], denoise mask [B, T, 1] (1 = free) and clean [B, T, C]."""
+
+    latent: Tensor
+    mask: Tensor
+    clean: Tensor
+
+    def settle(self, latent: Tensor) -> Tensor:
+        """Put the given part of the clean latent back: latent * mask + clean * (1 - mask)."""
+        return (latent * self.mask + self.clean * (1 - self.mask)).to(latent.dtype)
+
+
+def start(clean: Tensor, sigma: float, draw: Tensor, given: Tensor | None = None, strength: float = 1.0) -> State:
+    """Noise `clean` [1, T, C] up to `sigma` with `draw` of the same shape.
+
+    `given` [1, G, C] replaces the first G tokens and is held with `strength` (1 keeps them exactly as they are).
+    """
+    mask = torch.ones(*clean.shape[:2], 1, device=clean.device)
+    if given is not None:
+        count = given.shape[1]
+        clean = torch.cat([given.to(clean), clean[:, count:]], dim=1)
+        mask[:, :count] = 1 - strength
+    share = mask * sigma
+    latent = (draw.float() * share + clean.float() * (1 - share)).to(clean.dtype)
+    return State(latent, mask, clean)

@@ -43,8 +43,9 @@ def embed(models: Models, texts: list[str]) -> Context:
 def tokenise(tokenizer: Any, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
     """Token ids and mask, both [B, length] int64, padded on the left. Raises RefusedRequest when a text is too long."""
     tokenizer.padding_side = "left"
-    encoded = tokenizer([text.strip() for text in texts], padding="max_length", max_length=length, return_tensors="pt")
-    longest = encoded.input_ids.shape[1]
+    texts = [text.strip() for text in texts]
+    longest = max(len(row) for row in tokenizer(texts).input_ids)
     if longest > length:
         raise RefusedRequest(f"prompt: it has {longest} tokens", knob="prompt", hint=f"at most {length} for this model")
+    encoded = tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
     return encoded.input_ids, encoded.attention_mask

@@ -1,0 +1,1 @@
+"""One device at work: memory, warm-up, generation."""

@@ -1,0 +1,95 @@
+"""The engine: one loaded model on one device, making one video at a time."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from ltx2.engine import memory
+from ltx2.models.components import Models
+from ltx2.pipeline.generate import generate
+from ltx2.spec.errors import DoesNotFit, GenerationFailed, Ltx2Error
+from ltx2.spec.events import Event, Finished, Progress
+from ltx2.spec.plan import Plan
+
+
+class Engine:
+    """Makes videos with loaded `Models`. Not re-entrant: one generation at a time."""
+
+    def __init__(self, models: Models):
+        self.models = models
+
+    def generate(self, plan: Plan, out: Path) -> Generator[Event, None, None]:
+        """Make the Plan's video at `out`, yielding events; the last one is `Finished`.
+
+        Closing the generator cancels within one evaluation of the denoiser. On any failure nothing is left at `out`
+        that was not there before. Raises DoesNotFit before the work starts when the device is too small, or when it
+        runs out of memory later; InvalidOutput for values that are not finite; GenerationFailed for anything else.
+        """
+        fit = self.check_fits(plan)
+        clock = _Clock(self.models.device)
+        try:
+            for progress in generate(self.models, plan, out, tiled=fit.tiled):
+                clock.mark(progress)
+                yield progress
+        except torch.OutOfMemoryError as error:
+            raise DoesNotFit(
+                f"the device ran out of memory at {plan.width}x{plan.height}, {plan.frames} frames",
+                hint="ask for a smaller size or fewer frames",
+            ) from error
+        except (Ltx2Error, GeneratorExit, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise GenerationFailed(f"{type(error).__name__}: {error}") from error
+        yield Finished(out, plan.seed, clock.total(), clock.peak_bytes(), clock.timings)
+
+    def check_fits(self, plan: Plan) -> memory.Fit:
+        """Whether the Plan fits beside the loaded weights. Raises DoesNotFit, naming what would."""
+        models = self.models
+        precision = "fp32" if models.dtype == torch.float32 else "bf16"
+        return memory.check(plan, models.card, models.device, precision, loaded=models.residency.policy == "resident")
+
+    def warm_up(self, plan: Plan) -> float:
+        """Make the Plan's video once and throw it away, so that kernels and caches for its shapes are ready.
+
+        Returns the seconds it took.
+        """
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in self.generate(plan, Path(folder) / "warm-up.mp4"):
+                pass
+        return time.perf_counter() - begin
+
+
+class _Clock:
+    """Wall time of each phase of a run; waits for the device where a phase ends."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.timings: dict[str, float] = {}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.begin = self.last = time.perf_counter()
+
+    def mark(self, progress: Progress) -> None:
+        if progress.step < progress.steps:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.timings[progress.phase] = self.timings.get(progress.phase, 0.0) + now - self.last
+        self.last = now
+
+    def total(self) -> float:
+        return time.perf_counter() - self.begin
+
+    def peak_bytes(self) -> int:
+        """Most device memory held during the run; on a CPU the process's largest resident size so far."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

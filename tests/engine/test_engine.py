@@ -1,0 +1,203 @@
+"""The engine on the small random model: a whole file from a plan, cancelling, failures that leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+from contextlib import closing
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ltx2.engine.memory as memory
+from ltx2.engine.engine import Engine
+from ltx2.models.small import small
+from ltx2.pipeline.mux import read_plan
+from ltx2.spec.errors import DoesNotFit, GenerationFailed, InvalidOutput, RefusedRequest
+from ltx2.spec.events import Finished, Progress
+from ltx2.spec.plan import Plan, resolve
+from ltx2.spec.request import request
+
+SIZE = {"width": 128, "height": 64, "frames": 17}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(small("2.0"))
+
+
+def _plan(engine: Engine, **asked) -> Plan:
+    return resolve(request(**({"prompt": "a cat", "negative_prompt": "dull", "seed": 1, "preset": "distilled-two-stage"} | SIZE | asked)), engine.models.card)
+
+
+def _run(engine: Engine, plan: Plan, out: Path) -> list:
+    return list(engine.generate(plan, out))
+
+
+@pytest.mark.parametrize("preset", ["classic", "dev", "two-stage", "hq", "distilled", "distilled-two-stage"])
+def test_every_preset_makes_a_whole_file(engine: Engine, preset: str, tmp_path: Path) -> None:
+    guided = preset in ("classic", "dev", "two-stage", "hq")
+    plan = _plan(engine, preset=preset, fps="24000/1001", **({"steps": 2} if guided else {}))
+    out = tmp_path / "clip.mp4"
+    events = _run(engine, plan, out)
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.path == out and finished.seed == 1 and finished.peak_bytes > 0
+    phases = {event.phase for event in events[:-1] if isinstance(event, Progress)}
+    assert {"text", "stage 1", "sound", "decode", "write"} <= phases
+    assert ("upsample" in phases) == (len(plan.stages) == 2)
+    assert set(finished.timings) == phases
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    _assert_playable(out, plan, engine.models.card.output_sampling_rate)
+
+
+def _assert_playable(path: Path, plan: Plan, rate: int) -> None:
+    with av.open(str(path)) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
+        assert (video.codec_context.pix_fmt, video.codec_context.colorspace) == ("yuv420p", 1)
+        assert (video.codec_context.color_primaries, video.codec_context.color_trc) == (1, 1)
+        assert (video.width, video.height) == (plan.width, plan.height)
+        assert video.average_rate == plan.fps and video.frames == plan.frames
+        assert audio.codec_context.sample_rate == rate and audio.codec_context.channels == 2
+        exact = plan.frames / plan.fps
+        assert abs(video.duration * video.time_base - exact) < Fraction(1, 1000)
+        assert abs(audio.duration * audio.time_base - exact) < 1 / plan.fps, "equal in length to a frame"
+        comment = json.loads(container.metadata["comment"])
+        assert comment["plan"]["seed"] == plan.seed
+        decoded = sum(1 for _ in container.decode(video=0))
+        assert decoded == plan.frames
+    head = path.read_bytes()
+    assert 0 < head.index(b"moov") < head.index(b"mdat"), "the index stands in front of the data"
+    assert read_plan(path) == plan
+
+
+def test_the_same_plan_makes_the_same_bytes(engine: Engine, tmp_path: Path) -> None:
+    plan = _plan(engine)
+    for name in ("a.mp4", "b.mp4"):
+        _run(engine, plan, tmp_path / name)
+    _run(engine, replace(plan, seed=2), tmp_path / "c.mp4")
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert (tmp_path / "a.mp4").read_bytes() != (tmp_path / "c.mp4").read_bytes()
+
+
+def test_no_audio_leaves_the_sound_out_and_the_picture_alone(engine: Engine, tmp_path: Path) -> None:
+    _run(engine, _plan(engine), tmp_path / "with.mp4")
+    _run(engine, _plan(engine, audio=False), tmp_path / "without.mp4")
+    pictures = []
+    for name in ("with.mp4", "without.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            assert len(container.streams.audio) == (name == "with.mp4")
+            pictures.append(np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]))
+    assert np.array_equal(*pictures)
+
+
+@pytest.mark.parametrize("phase", ["text", "stage 1", "upsample", "stage 2", "sound", "decode", "write"])
+def test_cancelling_in_any_phase_leaves_nothing_and_the_next_run_works(engine: Engine, phase: str, tmp_path: Path) -> None:
+    plan, out = _plan(engine), tmp_path / "clip.mp4"
+    weights = {name: value.clone() for name, value in engine.models.networks["transformer"].state_dict().items()}
+    with closing(engine.generate(plan, out)) as events:
+        for event in events:
+            if isinstance(event, Progress) and event.phase == phase:
+                break
+    assert not list(tmp_path.iterdir())
+    after = engine.models.networks["transformer"].state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in weights.items()), "LoRAs are taken out again"
+    _run(engine, plan, out)
+    assert out.exists()
+
+
+def test_a_failing_run_keeps_the_file_that_was_there(engine: Engine, tmp_path: Path) -> None:
+    out = tmp_path / "clip.mp4"
+    out.write_bytes(b"older")
+    with closing(engine.generate(_plan(engine), out)) as events:
+        next(events)
+    assert out.read_bytes() == b"older"
+
+
+def test_values_that_are_not_finite_are_never_published(tmp_path: Path) -> None:
+    engine = Engine(small("2.0"))
+    engine.models.networks["transformer"].proj_out.bias.data.fill_(math.nan)
+    with pytest.raises(InvalidOutput, match="not finite"):
+        _run(engine, _plan(engine), tmp_path / "clip.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    try:
+        with pytest.raises(GenerationFailed, match="could not be written"):
+            _run(engine, _plan(engine), tmp_path / "clip.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_first_frame_is_kept(engine: Engine, tmp_path: Path) -> None:
+    image = tmp_path / "first.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)).save(image)
+    out = tmp_path / "clip.mp4"
+    plan = _plan(engine, preset="dev", steps=2, image=str(image))
+    _run(engine, plan, out)
+    assert out.exists() and read_plan(out).image == str(image)
+
+
+def test_an_overlong_prompt_is_refused_not_cut(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(RefusedRequest, match="tokens") as caught:
+        _run(engine, _plan(engine, prompt="cat " * 500), tmp_path / "clip.mp4")
+    assert caught.value.knob == "prompt"
+
+
+def test_a_plan_that_does_not_fit_names_what_would(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _plan(engine, frames=473)
+    need = memory.wanted(plan, engine.models.card, "fp32", loaded=True, tiled=True)
+    monkeypatch.setattr(memory, "available", lambda _device: need - 1)
+    with pytest.raises(DoesNotFit) as caught:
+        engine.check_fits(plan)
+    fitting = int(caught.value.hint.split()[0])
+    assert engine.check_fits(replace(plan, frames=fitting))
+    with pytest.raises(DoesNotFit):
+        engine.check_fits(replace(plan, frames=fitting + 8))
+    monkeypatch.setattr(memory, "available", lambda _device: 0)
+    with pytest.raises(DoesNotFit, match="needs"):
+        engine.check_fits(plan)
+
+
+def test_nothing_carries_a_gradient(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ltx2.pipeline.denoise as denoise_module
+
+    seen: list[torch.Tensor] = []
+    predict = denoise_module.predict
+
+    def spy(*args):
+        result = predict(*args)
+        seen.extend(result)
+        return result
+
+    monkeypatch.setattr(denoise_module, "predict", spy)
+    with torch.enable_grad():
+        _run(engine, _plan(engine), tmp_path / "clip.mp4")
+    assert seen and all(value.grad_fn is None and not value.requires_grad for value in seen)
+    assert not any(p.requires_grad for network in engine.models.networks.values() for p in network.parameters())
+
+
+def test_tiled_decoding_is_close_to_the_whole_one(engine: Engine) -> None:
+    from ltx2.pipeline.decode import decode_video
+
+    latent = torch.randn(1, engine.models.card.shape.latent_channels, 25, 2, 4, generator=torch.Generator().manual_seed(0))
+    whole = torch.cat(list(decode_video(engine.models, latent)))
+    tiled = torch.cat(list(decode_video(engine.models, latent, tiled=True)))
+    assert tiled.shape == whole.shape == (193, 64, 128, 3)
+    assert (whole.float() - tiled.float()).abs().mean() < 3
