@@ -26,7 +26,8 @@ def _streams(version: str, case: str) -> tuple[Stream, Stream, dict]:
     streams = []
     for side in ("video", "audio"):
         held = {
-            name: values.get(f"{case}.{side}.{name}") for name in ("latent", "timesteps", "sigma", "positions", "context")
+            name: values.get(f"{case}.{side}.{name}")
+            for name in ("latent", "timesteps", "sigma", "positions", "context")
         }
         held["timesteps"] = held["timesteps"][..., 0]
         keyframes = values.get(f"{case}.video.keyframes_mask") if side == "video" else None

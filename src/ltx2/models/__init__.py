@@ -1,0 +1,1 @@
+"""The networks: found, described, loaded strictly, put on a device. The only floor that imports Diffusers."""

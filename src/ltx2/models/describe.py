@@ -1,0 +1,338 @@
+"""Finds a model and describes it (its Card) from configs and headers alone: no torch, no weights, milliseconds.
+
+A model is the embedded `tiny`, a Diffusers-format folder, an official single file, or a hub id. With random weights
+it may also be the name of a published config: `ltx-2`, `ltx-2.3`, `ltx-2.5`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from ltx2.models import official
+from ltx2.models.header import Entry, Header, read_header
+from ltx2.models.rename import component_of
+from ltx2.spec.card import Card, Kind, Shape, Version
+from ltx2.spec.errors import CheckpointError, UnknownModel
+
+Config = dict[str, Any]
+HERE = Path(__file__).parent
+PUBLISHED = {
+    "ltx-2": "Lightricks/LTX-2",
+    "ltx-2.3": "diffusers/LTX-2.3-Diffusers",
+    "ltx-2.5": "Lightricks/LTX-2.5-Diffusers",
+}
+REQUIRED = ("transformer", "connectors", "vae", "audio_vae", "vocoder", "text_encoder")
+STG_BLOCKS: dict[str, tuple[int, ...]] = {"2.0": (29,), "2.3": (28,), "2.5": (28,)}
+_HUB_FILES = ["*/config.json", "*/*.index.json", "*/*.safetensors", "scheduler/*", "tokenizer/*", "*distilled-lora*"]
+_HUB_IGNORED = ["text_encoder/diffusion_pytorch_model*", "transformer_full/*", "diffusion_decoder/*", "duration_head/*"]
+# Bytes of transformer, text encoder and the rest in the dtypes they run in; nothing to measure when weights are random.
+_PUBLISHED_BYTES = {
+    "2.0": (37_752_349_184, 24_374_650_080, 6_521_328_380),
+    "2.3": (37_977_676_288, 24_374_650_080, 9_415_240_358),
+    "2.5": (37_975_718_400, 24_374_650_080, 9_415_240_358),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which model, and what comes with it from elsewhere.
+
+    `kind` declares dev or distilled where names and schedulers do not say. `text_encoder` is a folder with
+    `text_encoder/` and `tokenizer/` (single files have none); `upsampler` and `distilled_lora` are safetensors files
+    that replace the model's own. `download` allows fetching a hub id that is not in the local cache.
+    """
+
+    model: str
+    weights: Literal["real", "random"] = "real"
+    kind: Kind | None = None
+    text_encoder: Path | None = None
+    upsampler: Path | None = None
+    distilled_lora: Path | None = None
+    download: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """A located model: a folder or a single file on this disk, and its name and revision."""
+
+    name: str
+    path: Path
+    revision: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        return self.path.is_file()
+
+
+def locate(source: Source) -> Place:
+    """Find the model on this disk.
+
+    Raises UnknownModel for a name that is nothing here, among them a hub id that is not in the local cache unless
+    `source.download` allows fetching it.
+    """
+    model = source.model
+    if model == "tiny":
+        return Place("tiny", HERE / "tiny")
+    if source.weights == "random" and model in PUBLISHED:
+        return Place(model, HERE / "configs" / model)
+    path = Path(model).expanduser()
+    if path.exists():
+        return Place(model, path)
+    if model in PUBLISHED:
+        hint = f"--weights random, or the hub id {PUBLISHED[model]}"
+        raise UnknownModel(f"model: {model} names a config without weights", knob="model", hint=hint)
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not path.suffix:
+        return _from_hub(model, source.download)
+    if path.suffix or "/" in model:
+        raise UnknownModel(f"model: {model} does not exist", knob="model", hint="a folder, a safetensors file or tiny")
+    known = ", ".join(["tiny", *PUBLISHED.values()])
+    raise UnknownModel(f"model: {model!r} is not known", knob="model", hint=f"a path, or one of {known}")
+
+
+def read_card(source: Source) -> Card:
+    """Describe a model without loading it.
+
+    The version comes from the header's `model_version`, else from keys, else from the Diffusers configs. Dev or
+    distilled cannot be seen in weights: it is declared, or stands in the name, or the scheduler has its shift off.
+    Raises UnknownModel or CheckpointError, e.g. for a folder that lacks components or mixes two versions.
+    """
+    place = locate(source)
+    if place.is_file:
+        header = read_header(place.path)
+        configs, version = singlefile_configs(header), _version_of_file(header)
+        missing = [name for name in REQUIRED if name not in configs and name != "text_encoder"]
+        if missing:
+            raise CheckpointError(
+                f"{header.file.name} is no whole model: it holds no {', '.join(missing)}", knob="model"
+            )
+        counts = _count(header.entries, configs, source.text_encoder)
+        folder = source.text_encoder
+        configs |= {"text_encoder": _json(folder / "text_encoder/config.json")} if folder else {}
+    else:
+        configs = folder_configs(place.path)
+        version = _version_of_configs(configs)
+        shipped = place.path.parent == HERE / "configs"
+        counts = _PUBLISHED_BYTES[version] if shipped else _weigh(place.path, configs)
+    path = place.path
+    card = Card(
+        name=place.name,
+        version=version,
+        kind=source.kind or _kind(place),
+        family=version,
+        revision=place.revision,
+        output_sampling_rate=configs["vocoder"]["output_sampling_rate"],
+        stg_blocks=STG_BLOCKS[version],
+        distilled_lora=source.weights == "random" or distilled_lora_file(source, path) is not None,
+        upsampler=source.upsampler is not None or "upsampler" in configs,
+        audio_latents_per_second=audio_rate(configs["audio_vae"]),
+        note=_note(source, version),
+        shape=shape_of(configs, counts),
+    )
+    return _apply_own_card(card, path / "card.json") if path.is_dir() else card
+
+
+def folder_configs(root: Path) -> dict[str, Config]:
+    """The config of every component of a Diffusers-format folder. Raises CheckpointError naming what is missing."""
+    folders = {name: root / name / "config.json" for name in REQUIRED}
+    missing = [f"{name}/config.json" for name, file in folders.items() if not file.exists()]
+    if missing:
+        raise CheckpointError(
+            f"{root} is no LTX-2 checkpoint: {', '.join(missing)} missing",
+            knob="model", hint="a Diffusers-format folder has one folder for each component",
+        )  # fmt: skip
+    upsampler = root / "latent_upsampler" / "config.json"
+    folders |= {"upsampler": upsampler} if upsampler.exists() else {}
+    return {name: _json(file) for name, file in folders.items()}
+
+
+def singlefile_configs(header: Header) -> dict[str, Config]:
+    """Diffusers configs of every component that an official file describes in its header and holds tensors of."""
+    config, bare = header.config(), bare_component(header)
+    if not config:
+        raise CheckpointError(f"{header.file.name} has no config in its metadata; it is not an official LTX-2 file")
+    held = {place[0] for key in header.entries if (place := component_of(key, bare))}
+    configs: dict[str, Config] = {}
+    if "transformer" in held:
+        configs["transformer"] = official.transformer_config(config)
+    if "connectors" in held:
+        configs["connectors"] = official.connectors_config(config, _text_states(header, config))
+    if "vae" in held:
+        configs["vae"] = official.vae_config(config)
+    if "audio_vae" in held:
+        configs["audio_vae"] = official.audio_vae_config(config)
+    if "vocoder" in held:
+        name, fields_ = official.vocoder_config(config)
+        configs["vocoder"] = {"_class_name": name} | fields_
+    if "upsampler" in held:
+        configs["upsampler"] = official.upsampler_config(config)
+    return configs
+
+
+def bare_component(header: Header) -> str | None:
+    """The component of a file whose keys carry no prefix, by a key that only it has; None for a combined file."""
+    signs = {"initial_conv.weight": "upsampler", "patchify_proj.weight": "transformer"}
+    for key, component in signs.items():
+        if key in header.entries:
+            return component
+    if "decoder.conv_in.conv.weight" in header.entries:
+        rank = len(header.entries["decoder.conv_in.conv.weight"].shape)
+        return "vae" if rank == 5 else "audio_vae"
+    return None
+
+
+def distilled_lora_file(source: Source, path: Path) -> Path | None:
+    """The distilled LoRA: the declared file, or the one that lies beside the model's components."""
+    if source.distilled_lora:
+        return source.distilled_lora
+    found = sorted(path.glob("*distilled*lora*.safetensors")) if path.is_dir() else []
+    return found[-1] if found else None
+
+
+def _from_hub(model: str, download: bool) -> Place:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED, local_files_only=not download
+        )
+    except Exception as error:
+        reason = "could not be downloaded" if download else "is not in the local cache"
+        hint = str(error).splitlines()[0] if download else "nothing is downloaded unasked: use --download"
+        raise UnknownModel(f"model: {model} {reason}", knob="model", hint=hint) from error
+    return Place(model, Path(folder), Path(folder).name)
+
+
+def _version_of_file(header: Header) -> Version:
+    stated = header.metadata.get("model_version", "")
+    keys = header.entries.keys()
+    if any(key.endswith("keyframes_abs_pos_embedding") for key in keys):
+        seen: Version = "2.5"
+    elif any("to_gate_logits" in key or "video_aggregate_embed" in key for key in keys):
+        seen = "2.3"
+    else:
+        seen = "2.0"
+    if stated and not stated.startswith(seen):
+        raise CheckpointError(f"{header.file.name} states model_version {stated}, but its tensors are those of {seen}")
+    return seen
+
+
+def _version_of_configs(configs: dict[str, Config]) -> Version:
+    transformer = configs["transformer"]
+    gated = bool(transformer.get("gated_attn"))
+    newer = {
+        "transformer": gated,
+        "connectors": bool(configs["connectors"].get("per_modality_projections")),
+        "vocoder": configs["vocoder"].get("_class_name") == "LTX2VocoderWithBWE",
+    }
+    if len(set(newer.values())) > 1:
+        forms = ", ".join(f"{name} of {'2.3 or later' if new else '2.0'}" for name, new in newer.items())
+        raise CheckpointError(f"the folder mixes versions: {forms}")
+    if not gated:
+        return "2.0"
+    return "2.5" if transformer.get("use_keyframes_abs_pos_embedding") else "2.3"
+
+
+def _kind(place: Place) -> Kind:
+    if "distilled" in f"{place.name}/{place.path.name}".lower():
+        return "distilled"
+    scheduler = place.path / "scheduler" / "scheduler_config.json"
+    shifting = _json(scheduler).get("use_dynamic_shifting", True) if scheduler.exists() else True
+    return "dev" if shifting else "distilled"
+
+
+def shape_of(configs: dict[str, Config], counts: tuple[int, int, int]) -> Shape:
+    """Sizes of the networks from their Diffusers configs; `counts` are bytes of transformer, text encoder, the rest."""
+    transformer, audio = configs["transformer"], configs["audio_vae"]
+    video_dim = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    text = configs.get("text_encoder", {}).get("text_config", {})
+    width = transformer["caption_channels"] if transformer.get("use_prompt_embeddings", True) else video_dim
+    return Shape(
+        layers=transformer["num_layers"],
+        heads=transformer["num_attention_heads"],
+        video_dim=video_dim,
+        audio_dim=transformer["audio_num_attention_heads"] * transformer["audio_attention_head_dim"],
+        text_width=width,
+        latent_channels=transformer["in_channels"],
+        audio_channels=audio["latent_channels"],
+        audio_bins=audio["mel_bins"] // 4,
+        text_layers=text.get("num_hidden_layers", 48),
+        text_hidden=text.get("hidden_size", 3840),
+        transformer_bytes=counts[0],
+        text_encoder_bytes=counts[1],
+        other_bytes=counts[2],
+    )
+
+
+def _weigh(root: Path, configs: dict[str, Config]) -> tuple[int, int, int]:
+    """Bytes in the dtypes that the networks run in, from the headers in a folder."""
+    folders = {name: root / ("latent_upsampler" if name == "upsampler" else name) for name in configs}
+    sizes = {name: _elements(folder) * _width(configs[name]) for name, folder in folders.items()}
+    first, text = sizes.pop("transformer"), sizes.pop("text_encoder")
+    return first, text, sum(sizes.values())
+
+
+def _count(entries: dict[str, Entry], configs: dict[str, Config], text: Path | None) -> tuple[int, int, int]:
+    """The same for a single file and the folder that its text encoder comes from."""
+    sizes = dict.fromkeys(configs, 0)
+    for key, entry in entries.items():
+        if (place := component_of(key)) and place[0] in sizes:
+            sizes[place[0]] += prod(entry.shape) * _width(configs[place[0]])
+    text_bytes = _elements(text / "text_encoder") * 2 if text else Shape().text_encoder_bytes
+    return sizes.pop("transformer", 0), text_bytes, sum(sizes.values())
+
+
+def _elements(folder: Path) -> int:
+    """Elements of all tensors in a folder; a set of shards that is there twice counts once."""
+    sizes: dict[str, int] = {}
+    for file in folder.glob("*.safetensors"):
+        sizes |= {key: prod(entry.shape) for key, entry in read_header(file).entries.items()}
+    return sum(sizes.values())
+
+
+def _width(config: Config) -> int:
+    """Bytes an element: two, but four for the 48 kHz vocoder, which runs in float32."""
+    return 4 if config.get("_class_name") == "LTX2VocoderWithBWE" else 2
+
+
+def audio_rate(config: Config) -> Fraction:
+    """Audio latents per second, from the audio VAE's config: sampling rate / hop / 4."""
+    return Fraction(config["sample_rate"], config["mel_hop_length"] * 4)
+
+
+def _text_states(header: Header, config: Config) -> int:
+    width = config["transformer"].get("caption_channels", 3840)
+    for name in ("aggregate_embed", "video_aggregate_embed"):
+        entry = header.entries.get(f"text_embedding_projection.{name}.weight")
+        if entry:
+            return entry.shape[1] // width
+    raise CheckpointError(f"{header.file.name} has connectors but no text_embedding_projection")
+
+
+def _note(source: Source, version: Version) -> str:
+    if source.weights == "real":
+        return ""
+    stand_in = "; Gemma 3 stands in for 2.5's Gemma 4" if version == "2.5" else ""
+    return f"random weights: for measuring, the result is noise{stand_in}"
+
+
+def _apply_own_card(card: Card, file: Path) -> Card:
+    if not file.exists():
+        return card
+    own = _json(file)
+    own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    unknown = own.keys() - {field.name for field in fields(Card)}
+    if unknown:
+        raise CheckpointError(f"{file} has unknown fields: {', '.join(sorted(unknown))}")
+    return replace(card, **own)
+
+
+def _json(file: Path) -> Config:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
