@@ -1,4 +1,4 @@
-"""Every stage of the training runs on the CPU with tiny clips, hands on what it made, and its parts do what they say."""
+"""Every stage of the training runs on the CPU with tiny clips and hands on what it made; its parts do what they say."""
 
 from __future__ import annotations
 
@@ -133,6 +133,6 @@ def test_average_follows_and_swaps():
         weight.fill_(1.0)
     average.update()
     value = average.shadow[0].clone()
-    assert (0 < value).all() and (value < 1).all()
+    assert (value > 0).all() and (value < 1).all()
     average.swap()
     assert torch.equal(weight.detach(), value) and (average.shadow[0] == 1).all()
