@@ -18,7 +18,8 @@ NOISE = 0.05
 def train(run: Run) -> None:
     """Train for `run.seconds`, measure the mel error and latent statistics, save `audio_vae.safetensors`."""
     torch.manual_seed(run.seed)
-    vae = networks.build("audio_vae").to(run.device)
+    vae, _ = networks.start("audio_vae", run.out / "audio_vae.safetensors")
+    vae.to(run.device)
     log, optimiser = Log(run, "audio_vae"), Optimiser(vae.parameters(), 1e-3)
     clock, step = Clock(run.seconds), 0
     while not clock.over:

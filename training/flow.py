@@ -55,16 +55,15 @@ def predict(
 def guided(
     transformer: nn.Module,
     clip: Clip,
-    sigma: float,
+    sigma: Tensor,
     contexts: tuple[Contexts, Contexts],
     grid: tuple[int, int, int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Velocities with classifier-free guidance; `contexts` are those of the prompts and of the empty prompt."""
+    """Velocities with classifier-free guidance at `sigma` [B]; `contexts` are those of the prompts and the empty one."""
     twice = Clip(*(torch.cat([part, part]) for part in (clip.video, clip.audio, clip.known)))
     both = tuple(torch.cat(pair) for pair in zip(*contexts, strict=True))
-    levels = torch.full((len(twice.video),), sigma, device=clip.video.device)
-    video, audio = (part.chunk(2) for part in predict(transformer, twice, levels, both, grid))
+    video, audio = (part.chunk(2) for part in predict(transformer, twice, torch.cat([sigma, sigma]), both, grid))
     return video[1] + scale * (video[0] - video[1]), audio[1] + scale * (audio[0] - audio[1])
 
 

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
 from torch import Tensor
 
 from ltx2.pipeline.latents import tokens_from_audio, tokens_from_video
-from training import networks, text, tokenizer, video_vae
+from training import networks, text, tokenizer
 from training.loop import FPS, Clock, Log, Run
 from training.mel import log_mel
 from training.world import Scene, caption, render, sample_scenes, sound
@@ -50,7 +50,6 @@ def train(run: Run) -> None:
     torch.backends.cudnn.benchmark = True
     vae = networks.load("vae", run.out / "vae.safetensors").to(run.device).eval()
     log, clock = Log(run, "latents"), Clock(run.seconds)
-    vae.to(memory_format=video_vae.fastest_layout(run, vae))
     audio_vae = networks.load("audio_vae", run.out / "audio_vae.safetensors").to(run.device).eval()
     tables = {"held_out": _encode(run, vae, audio_vae, _scenes(run, HELD_OUT, held_out=True), None, log)}
     tables["training"] = _encode(run, vae, audio_vae, _scenes(run, CLIPS, held_out=False), clock, log)

@@ -142,14 +142,26 @@ class Optimiser:
     def __init__(self, parameters: Iterable[nn.Parameter], peak: float, decay: float = 0.01):
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         fused = self.parameters[0].is_cuda
-        self.adam = torch.optim.AdamW(self.parameters, lr=peak, betas=(0.9, 0.99), weight_decay=decay, fused=fused)
+        # As a tensor, the rate can change from step to step of a captured graph.
+        start = torch.tensor(peak, device=self.parameters[0].device)
+        self.adam = torch.optim.AdamW(
+            self.parameters, start, betas=(0.9, 0.99), weight_decay=decay, fused=fused, capturable=fused
+        )
         self._peak = peak
 
     def step(self, loss: Tensor, factor: float) -> None:
         """Back-propagate, clip, and move by `factor` times the peak rate."""
+        self.at(factor)
+        self.move(loss)
+
+    def at(self, factor: float) -> None:
+        """Set the rate of the next moves to `factor` times the peak."""
+        self.adam.param_groups[0]["lr"].fill_(self._peak * factor)
+
+    def move(self, loss: Tensor) -> None:
+        """Back-propagate, clip, and move at the rate that is set; can be captured in a graph."""
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
-        self.adam.param_groups[0]["lr"] = self._peak * factor
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
 
@@ -164,9 +176,10 @@ class Average:
         self.steps = 0
 
     @torch.no_grad()
-    def update(self) -> None:
-        self.steps += 1
-        decay = min(self._decay, (1 + self.steps) / (10 + self.steps))
+    def update(self, steps: int = 1) -> None:
+        """Take the live weights in; `steps` optimiser steps have passed since the last time."""
+        self.steps += steps
+        decay = min(self._decay, (1 + self.steps) / (10 + self.steps)) ** steps
         torch._foreach_lerp_(self.shadow, [parameter.detach() for parameter in self._live], 1 - decay)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ to land where the guided teacher lands with several. Refinement starts from the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 from training import latents, networks, transformer
 from training.flow import Clip, Contexts, first_frame, guided, noise_like, predict
+from training.graph import Replay
 from training.loop import Clock, Log, Optimiser, Run, rate
 from training.upsampler import load_statistics, upsample
 
 RANK = 16
 PEAK = 1e-3
 FIRST_FRAME = 0.15
-BATCH = {"small": 256, "large": 80}
+BATCH = {"small": 128, "large": 48}
 GENERATION = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 REFINEMENT = (0.909375, 0.725, 0.421875, 0.0)
 # steps of the teacher from one sigma of the list to the next
@@ -94,34 +96,73 @@ class School:
     data: latents.Latents
     upsampler: nn.Module | None
     statistics: tuple[Tensor, Tensor]
+    optimiser: Optimiser
 
-    def teach(self, active: bool) -> None:
-        """Switch the update on (student) or off (teacher)."""
+    def teacher(self, size: str) -> Callable[..., Sequence[Tensor]]:
+        """(video, audio, known, levels, prompt's two contexts, empty prompt's two) -> guided velocities, update off."""
+
+        @torch.no_grad()
+        def work(video: Tensor, audio: Tensor, known: Tensor, levels: Tensor, *texts: Tensor) -> tuple[Tensor, Tensor]:
+            self._switch(False)
+            clip, contexts = Clip(video, audio, known), ((texts[0], texts[1]), (texts[2], texts[3]))
+            with self.run.autocast():
+                return guided(
+                    self.model.transformer, clip, levels, contexts, self.run.geometry.grid(size), self.run.scale
+                )
+
+        return work
+
+    def student(self, size: str) -> Callable[..., Sequence[Tensor]]:
+        """(video, audio, known, levels, two contexts, wished velocities) -> loss and own velocities; moves the update."""
+
+        def work(
+            video: Tensor, audio: Tensor, known: Tensor, levels: Tensor, *rest: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            self._switch(True)
+            with self.run.autocast():
+                made = predict(
+                    self.model.transformer, Clip(video, audio, known), levels, (rest[0], rest[1]),
+                    self.run.geometry.grid(size),
+                )  # fmt: skip
+            wanted = ~known[..., None]
+            seen = ((made[0] - rest[2]).square() * wanted).sum() / (wanted.sum() * made[0].shape[-1])
+            loss = seen + (made[1] - rest[3]).square().mean()
+            self.optimiser.move(loss)
+            return loss.detach(), made[0].detach(), made[1].detach()
+
+        return work
+
+    def _switch(self, active: bool) -> None:
         for layer in self.layers.values():
             layer.active = active
+
+
+Lessons = dict[str, tuple[Callable[..., Sequence[Tensor]], Callable[..., Sequence[Tensor]]]]
 
 
 def train(run: Run) -> None:
     """Train for `run.seconds` and save `distilled_lora.safetensors`."""
     torch.manual_seed(run.seed)
     torch.set_float32_matmul_precision("high")
+    clock = Clock(run.seconds)
     school = open_school(run)
-    optimiser = Optimiser((p for layer in school.layers.values() for p in (layer.down, layer.up)), PEAK, decay=0.0)
-    log, clock, step, lesson = Log(run, "lora"), Clock(run.seconds), 0, 0
+    log, step, lesson = Log(run, "lora"), 0, 0
+    school.optimiser.at(0.0)
+    lessons = {size: _captured(school, size) for size in BATCH}
+    log.write(event="ready", elapsed=clock.elapsed)
     small: Walk | None = None
     while not clock.over:
         walk = _walk(school, lesson % 3, small)
-        start = walk
         for index in range(len(walk.sigmas) - 1):
-            loss, walk = _lesson(school, walk, index)
-            optimiser.step(loss, rate(step, clock.share, warm_up=30, hold=0.3))
+            school.optimiser.at(rate(step, clock.share, warm_up=30, hold=0.3))
+            loss, walk = _lesson(lessons, walk, index)
             step += 1
             if log.due:
-                log.write(step=step, share=clock.share, size=walk.size, sigma=walk.sigmas[index], loss=loss.detach())
+                log.write(step=step, share=clock.share, size=walk.size, sigma=walk.sigmas[index], loss=loss)
             if clock.over:
                 break
         else:
-            small = walk if start.size == "small" else small
+            small = walk if walk.size == "small" else small
         lesson += 1
     save(school.layers, run.out / "distilled_lora.safetensors")
     log.write(event="done", step=step, lessons=lesson)
@@ -134,7 +175,20 @@ def open_school(run: Run) -> School:
         getattr(model, part).requires_grad_(False)
     path = run.out / "latent_upsampler.safetensors"
     upsampler = networks.load("latent_upsampler", path).to(run.device).requires_grad_(False) if path.exists() else None
-    return School(run, model, attach(model.transformer), latents.load(run), upsampler, load_statistics(run))
+    layers = attach(model.transformer)
+    optimiser = Optimiser((p for layer in layers.values() for p in (layer.down, layer.up)), PEAK, decay=0.0)
+    return School(run, model, layers, latents.load(run), upsampler, load_statistics(run), optimiser)
+
+
+def _captured(school: School, size: str) -> tuple[Replay, Replay]:
+    """Teacher and student of one size, ready to be replayed."""
+    walk = _walk(school, ("small", "large").index(size), None)
+    clip, levels = walk.clip, torch.ones(len(walk.clip.video), device=school.run.device)
+    given = (clip.video, clip.audio, clip.known, levels, *walk.contexts[0])
+    return (
+        Replay(school.teacher(size), *given, *walk.contexts[1]),
+        Replay(school.student(size), *given, clip.video, clip.audio),
+    )
 
 
 @torch.no_grad()
@@ -159,32 +213,26 @@ def _walk(school: School, kind: int, small: Walk | None) -> Walk:
     return Walk(clip.noised(level, *noise), contexts, REFINEMENT, size)
 
 
-def _lesson(school: School, walk: Walk, index: int) -> tuple[Tensor, Walk]:
+def _lesson(lessons: Lessons, walk: Walk, index: int) -> tuple[Tensor, Walk]:
     """The student's loss at one stop, and the walk moved on by the student's own step."""
-    run, clip = school.run, walk.clip
-    grid, sigma, after = run.geometry.grid(walk.size), walk.sigmas[index], walk.sigmas[index + 1]
-    levels = torch.full((len(clip.video),), sigma, device=run.device)
-    school.teach(False)
-    target = _teacher(school, walk, sigma, after)
-    school.teach(True)
-    with run.autocast():
-        made = predict(school.model.transformer, clip, levels, walk.contexts[0], grid)
-    wanted = ~clip.known[..., None]
+    teacher, student = lessons[walk.size]
+    clip, sigma, after = walk.clip, walk.sigmas[index], walk.sigmas[index + 1]
+    target = _taught(teacher, walk, sigma, after)
     wish = [(end - begin) / (after - sigma) for end, begin in ((target.video, clip.video), (target.audio, clip.audio))]
-    seen = ((made[0] - wish[0]).square() * wanted).sum() / (wanted.sum() * made[0].shape[-1])
-    heard = (made[1] - wish[1]).square().mean()
-    moved = clip.stepped(after - sigma, made[0].detach(), made[1].detach())
-    return seen + heard, Walk(moved, walk.contexts, walk.sigmas, walk.size)
+    loss, video, audio = student(clip.video, clip.audio, clip.known, _levels(clip, sigma), *walk.contexts[0], *wish)
+    return loss, Walk(clip.stepped(after - sigma, video, audio), walk.contexts, walk.sigmas, walk.size)
 
 
-@torch.no_grad()
-def _teacher(school: School, walk: Walk, sigma: float, after: float) -> Clip:
+def _taught(teacher: Callable[..., Sequence[Tensor]], walk: Walk, sigma: float, after: float) -> Clip:
     """Where the guided teacher takes the clip between two sigmas of the list."""
     steps = SUBSTEPS[sigma]
     stops = [sigma + (after - sigma) * i / steps for i in range(steps + 1)]
-    clip, grid = walk.clip, school.run.geometry.grid(walk.size)
+    clip, texts = walk.clip, (*walk.contexts[0], *walk.contexts[1])
     for level, following in zip(stops, stops[1:], strict=False):
-        with school.run.autocast():
-            made = guided(school.model.transformer, clip, level, walk.contexts, grid, school.run.scale)
-        clip = clip.stepped(following - level, *made)
+        video, audio = teacher(clip.video, clip.audio, clip.known, _levels(clip, level), *texts)
+        clip = clip.stepped(following - level, video, audio)
     return clip
+
+
+def _levels(clip: Clip, sigma: float) -> Tensor:
+    return torch.full((len(clip.video),), sigma, device=clip.video.device)

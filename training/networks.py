@@ -170,6 +170,11 @@ def save(network: nn.Module, path: Path) -> None:
     part.replace(path)
 
 
+def start(name: str, path: Path) -> tuple[nn.Module, bool]:
+    """A network to train: from the weights at `path` where they are, else fresh; and whether it goes on from weights."""
+    return (load(name, path), True) if path.exists() else (build(name), False)
+
+
 def load(name: str, path: Path, vocabulary: int = 0) -> nn.Module:
     """Build a network and fill it in float32 from `path`; every key must be there, tied copies excepted."""
     network = build(name, vocabulary)

@@ -75,11 +75,11 @@ def _generate(
     clip = start.noised(torch.full((count,), sigmas[0], device=device), *noise_like(start))
     for level, following in zip(sigmas, sigmas[1:], strict=False):
         with run.autocast():
+            levels = torch.full((count,), level, device=device)
             if scale == 1.0:
-                levels = torch.full((count,), level, device=device)
                 made = predict(network, clip, levels, contexts[0], grid)
             else:
-                made = guided(network, clip, level, contexts, grid, scale)
+                made = guided(network, clip, levels, contexts, grid, scale)
         clip = clip.stepped(following - level, *made)
     return clip
 

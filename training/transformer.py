@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from training import latents, networks, text, tokenizer
 from training.flow import Clip, Contexts, first_frame, noise_like, predict
+from training.graph import Replay
 from training.loop import Average, Clock, Log, Optimiser, Run, rate
 
 PARTS = ("transformer", "connectors", "text_encoder")
-BATCH = {"large": 192, "small": 512}
+BATCH = {"large": 128, "small": 320}
 PEAK = 1e-3
 CAPTION_DROPOUT = 0.12
+AVERAGE_EVERY = 4
 FIRST_FRAME = 0.25
 UNIFORM = 0.25
 TOP, TOP_FROM = 0.15, 0.93
@@ -71,21 +73,36 @@ def train(run: Run) -> None:
     log.write(event="start", before=before, step=step, parameters=sum(p.numel() for p in optimiser.parameters))
     clock = Clock(run.seconds, before, max(run.total, before + run.seconds))
     _compile(run, model, data, log)
+    optimiser.at(0.0)
+    steps = {size: _step(run, model, data, optimiser, size) for size in BATCH}
+    log.write(event="ready", elapsed=clock.elapsed)
     saved = clock.elapsed
     while not clock.over:
         size = "small" if step % 5 in (1, 3) else "large"
-        loss, parts = _loss(run, model, data, size)
-        optimiser.step(loss, rate(warm, clock.share, warm_up=300))
-        average.update()
+        optimiser.at(rate(warm, clock.share, warm_up=300))
+        seen, heard = steps[size]()
         step, warm = step + 1, warm + 1
+        if step % AVERAGE_EVERY == 0:
+            average.update(AVERAGE_EVERY)
         if log.due:
-            log.write(step=step, share=clock.share, size=size, **parts)
+            log.write(step=step, share=clock.share, size=size, video=seen, audio=heard)
         if clock.elapsed - saved > 100:
             saved = clock.elapsed
             _save(run, model, optimiser, average, {"elapsed": clock.elapsed, "step": step})
     _save(run, model, optimiser, average, {"elapsed": clock.elapsed, "step": step})
     average.swap()
     log.write(event="done", step=step, elapsed=clock.elapsed, **_check(run, model))
+
+
+def _step(run: Run, model: Model, data: latents.Latents, optimiser: Optimiser, size: str) -> Replay:
+    """A whole step of one size (draw, forward, backward, move) that returns the losses of video and audio."""
+
+    def work() -> tuple[Tensor, Tensor]:
+        loss, parts = _loss(run, model, data, size)
+        optimiser.move(loss)
+        return parts["video"], parts["audio"]
+
+    return Replay(work)
 
 
 def _loss(run: Run, model: Model, data: latents.Latents, size: str) -> tuple[Tensor, dict[str, Tensor]]:

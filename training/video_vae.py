@@ -6,8 +6,6 @@ decoded instead of a sample: its variance starts at one and would drown the sign
 
 from __future__ import annotations
 
-import time
-
 import torch
 from diffusers import AutoencoderKLLTX2Video
 from torch import Tensor
@@ -19,20 +17,22 @@ from training.world import render, sample_scenes
 NOISE = 0.05
 # share of the time until which a row holds, frames, clips per batch at the large size (four times as many at the small)
 CURRICULUM = ((0.06, 1, 160), (0.25, 9, 40), (0.85, 25, 16), (1.01, 49, 8))
+CLIPS_FROM = 0.25
 
 
 def train(run: Run) -> None:
     """Train for `run.seconds`, measure PSNR and latent statistics, save `vae.safetensors`."""
     torch.manual_seed(run.seed)
     torch.backends.cudnn.benchmark = True
-    vae = networks.build("vae").to(run.device)
-    clock, step = Clock(run.seconds), 0
-    layout = fastest_layout(run, vae)
-    vae.to(memory_format=layout)
+    vae, goes_on = networks.start("vae", run.out / "vae.safetensors")
+    vae.to(run.device)
     log, optimiser = Log(run, "video_vae"), Optimiser(vae.parameters(), 1e-3)
-    log.write(layout=str(layout), parameters=sum(p.numel() for p in vae.parameters()))
+    log.write(goes_on=goes_on, parameters=sum(p.numel() for p in vae.parameters()))
+    clock, step = Clock(run.seconds), 0
     while not clock.over:
-        loss, parts = _loss(run, vae, batch(run, step, clock.share, layout))
+        # a VAE that has learnt images already begins with clips
+        lesson = max(clock.share, CLIPS_FROM) if goes_on else clock.share
+        loss, parts = _loss(run, vae, batch(run, step, lesson))
         optimiser.step(loss, rate(step, clock.share, hold=0.5))
         if log.due:
             log.write(step=step, share=clock.share, **parts)
@@ -43,7 +43,7 @@ def train(run: Run) -> None:
     networks.save(vae, run.out / "vae.safetensors")
 
 
-def batch(run: Run, step: int, share: float, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+def batch(run: Run, step: int, share: float) -> tuple[Tensor, Tensor]:
     """A fresh batch: video [N, 3, F, H, W] and its mask, cut out of whole clips at a random moment; sizes alternate."""
     _, frames, clips = next(row for row in CURRICULUM if share < row[0])
     whole = run.geometry.frames
@@ -58,7 +58,7 @@ def batch(run: Run, step: int, share: float, layout: torch.memory_format) -> tup
     else:
         start = int(torch.randint(whole - frames + 1, ()))
         video, mask = (part[:, :, start : start + frames] for part in parts)
-    return video.contiguous(memory_format=layout), mask
+    return video.contiguous(), mask
 
 
 def _loss(run: Run, vae: AutoencoderKLLTX2Video, clips: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,25 +71,6 @@ def _loss(run: Run, vae: AutoencoderKLLTX2Video, clips: tuple[Tensor, Tensor]) -
     spread = latent.float().square().mean()
     loss = error + 0.1 * difference.abs().mean() + 1e-4 * spread
     return loss, {"loss": loss.detach(), "mse": difference.detach().square().mean(), "z2": spread.detach()}
-
-
-def fastest_layout(run: Run, vae: AutoencoderKLLTX2Video) -> torch.memory_format:
-    """Time a few steps in both memory layouts: which one is faster depends on the cuDNN release."""
-    if run.device.type == "cpu":
-        return torch.contiguous_format
-    seconds = {}
-    for layout in (torch.contiguous_format, torch.channels_last_3d):
-        vae.to(memory_format=layout)
-        clips = batch(run, 0, 0.5, layout)
-        for attempt in range(6):
-            if attempt == 3:
-                torch.cuda.synchronize()
-                start = time.monotonic()
-            _loss(run, vae, clips)[0].backward()
-            vae.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        seconds[layout] = time.monotonic() - start
-    return min(seconds, key=seconds.__getitem__)
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ def train(run: Run) -> None:
     """Train for `run.seconds`, measure the error of the mel of the waveform, save `vocoder.safetensors`."""
     torch.manual_seed(run.seed)
     torch.backends.cudnn.benchmark = True
-    vocoder = networks.build("vocoder").to(run.device)
+    vocoder, _ = networks.start("vocoder", run.out / "vocoder.safetensors")
+    vocoder.to(run.device)
     path = run.out / "audio_vae.safetensors"
     vae = networks.load("audio_vae", path).to(run.device).eval() if path.exists() else None
     log, optimiser = Log(run, "vocoder"), Optimiser(vocoder.parameters(), 1e-3)
