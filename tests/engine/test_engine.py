@@ -34,7 +34,8 @@ def engine() -> Engine:
 
 
 def _plan(engine: Engine, **asked) -> Plan:
-    return resolve(request(**({"prompt": "a cat", "negative_prompt": "dull", "seed": 1, "preset": "distilled-two-stage"} | SIZE | asked)), engine.models.card)
+    wish = {"prompt": "a cat", "negative_prompt": "dull", "seed": 1, "preset": "distilled-two-stage"}
+    return resolve(request(**(wish | SIZE | asked)), engine.models.card)
 
 
 def _run(engine: Engine, plan: Plan, out: Path) -> list:
@@ -100,7 +101,9 @@ def test_no_audio_leaves_the_sound_out_and_the_picture_alone(engine: Engine, tmp
 
 
 @pytest.mark.parametrize("phase", ["text", "stage 1", "upsample", "stage 2", "sound", "decode", "write"])
-def test_cancelling_in_any_phase_leaves_nothing_and_the_next_run_works(engine: Engine, phase: str, tmp_path: Path) -> None:
+def test_cancelling_in_any_phase_leaves_nothing_and_the_next_run_works(
+    engine: Engine, phase: str, tmp_path: Path
+) -> None:
     plan, out = _plan(engine), tmp_path / "clip.mp4"
     weights = {name: value.clone() for name, value in engine.models.networks["transformer"].state_dict().items()}
     with closing(engine.generate(plan, out)) as events:
@@ -196,7 +199,9 @@ def test_nothing_carries_a_gradient(engine: Engine, tmp_path: Path, monkeypatch:
 def test_tiled_decoding_is_close_to_the_whole_one(engine: Engine) -> None:
     from ltx2.pipeline.decode import decode_video
 
-    latent = torch.randn(1, engine.models.card.shape.latent_channels, 25, 2, 4, generator=torch.Generator().manual_seed(0))
+    latent = torch.randn(
+        1, engine.models.card.shape.latent_channels, 25, 2, 4, generator=torch.Generator().manual_seed(0)
+    )
     whole = torch.cat(list(decode_video(engine.models, latent)))
     tiled = torch.cat(list(decode_video(engine.models, latent, tiled=True)))
     assert tiled.shape == whole.shape == (193, 64, 128, 3)

@@ -27,13 +27,16 @@ def test_equals_the_official_guider(case: dict) -> None:
     guidance = _guidance(case["params"])
     for side in case["inputs"]:
         given = {
-            role: VALUES[f"{side}.{role}"] if case[f"runs_{role}"] else None for role in ("uncond", "perturbed", "isolated")
+            role: VALUES[f"{side}.{role}"] if case[f"runs_{role}"] else None
+            for role in ("uncond", "perturbed", "isolated")
         }
         result = combine(guidance, VALUES[f"{side}.cond"], **given)
         assert largest_difference(result, VALUES[f"{case['name']}.{side}.out"]) <= 1e-5
 
 
-@pytest.mark.parametrize("name", [case["name"] for case in CASES if f"{case['name']}.{case['inputs'][0]}.out_bf16" in VALUES])
+@pytest.mark.parametrize(
+    "name", [case["name"] for case in CASES if f"{case['name']}.{case['inputs'][0]}.out_bf16" in VALUES]
+)
 def test_bfloat16_inputs_are_combined_in_float32(name: str) -> None:
     case = next(case for case in CASES if case["name"] == name)
     for side in case["inputs"]:

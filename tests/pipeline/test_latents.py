@@ -22,7 +22,9 @@ from tests.data_files import DATA
 GRIDS = json.loads((DATA / "positions.json").read_text())["grids"]
 
 
-@pytest.mark.parametrize("case", GRIDS, ids=lambda case: f"{case['width']}x{case['height']}x{case['frames']}@{case['fps']}")
+@pytest.mark.parametrize(
+    "case", GRIDS, ids=lambda case: f"{case['width']}x{case['height']}x{case['frames']}@{case['fps']}"
+)
 def test_positions_have_the_official_digest(case: dict) -> None:
     cells = grid(case["width"], case["height"], case["frames"], parse_fps(case["fps"]))
     assert [cells.frames, cells.rows, cells.columns] == case["video_latent"][2:]

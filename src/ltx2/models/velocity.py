@@ -22,8 +22,8 @@ from torch import Tensor, nn
 class Stream:
     """One modality as the transformer sees it.
 
-    latent [B, T, C]; timesteps [B, T] in 0..1 (0 = clean token); sigma [B] in 0..1; positions [B, 3 or 1, T, 2]
-    as [start, end) in seconds and pixels; context [B, S, D], the connectors' text tokens.
+    latent [B, T, C]; timesteps [B, T] in 0..1 (0 = clean token), or [B, 1] for all tokens alike; sigma [B] in 0..1;
+    positions [B, 3 or 1, T, 2] as [start, end) in seconds and pixels; context [B, S, D], the connectors' text tokens.
     keyframes [B, T, 1] marks tokens that stand for a single pixel frame (2.5 only; None elsewhere).
     """
 

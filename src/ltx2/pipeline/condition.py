@@ -66,5 +66,5 @@ def _recompress(pixels: np.ndarray, crf: int) -> np.ndarray:
         container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     buffer.seek(0)
-    with av.open(buffer) as container:
+    with av.open(buffer, "r") as container:
         return next(container.decode(video=0)).to_ndarray(format="rgb24")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,12 +37,12 @@ def decode_video(models: Models, latent: Tensor, tiled: bool = False) -> Iterato
                 yield frames.permute(1, 2, 3, 0).contiguous().cpu()
 
 
-def _decode(vae: torch.nn.Module, raw: Tensor) -> Tensor:
+def _decode(vae: Any, raw: Tensor) -> Tensor:
     """[1, C, F, H, W] -> [1, 3, 8F-7, 32H, 32W] in -1..1."""
     return vae.decode(raw, return_dict=False)[0]
 
 
-def _tiles(vae: torch.nn.Module, raw: Tensor) -> Iterator[Tensor]:
+def _tiles(vae: Any, raw: Tensor) -> Iterator[Tensor]:
     """Decode in time: consecutive tiles overlap, and the overlap is a linear cross-fade."""
     total = raw.shape[2]
     begin, tail = 0, None

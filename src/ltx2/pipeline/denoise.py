@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,7 +79,9 @@ def predict(
         perturbation = Perturbation(video.stg_blocks, audio.stg_blocks)
         weak["perturbed"] = _x0(transformer, latents, states, sigma, scene, [scene.positive], perturbation)
     if video.modality != 1 or audio.modality != 1:
-        weak["isolated"] = _x0(transformer, latents, states, sigma, scene, [scene.positive], Perturbation(isolated=True))
+        weak["isolated"] = _x0(
+            transformer, latents, states, sigma, scene, [scene.positive], Perturbation(isolated=True)
+        )
     results = []
     for side, guidance in enumerate((video, audio)):
         others = {name: pair[side] for name, pair in weak.items()}
@@ -99,28 +101,26 @@ def _x0(
     perturbation: Perturbation,
 ) -> tuple[Tensor, Tensor]:
     """One forward with a row for every context; x0 = x - timestep * velocity in float32."""
-    rows = len(contexts)
-    dtype = transformer.dtype
-    streams, timesteps = [], []
-    texts = ([context.video for context in contexts], [context.audio for context in contexts])
-    places = (scene.video_positions, scene.audio_positions)
-    for latent, state, place, text in zip(latents, states, places, texts, strict=True):
-        per_token = (state.mask[..., 0] * sigma).expand(rows, -1)
-        # A stream that is wholly given (frozen) counts as clean for the other one.
-        scalar = per_token.amax(dim=1)
-        timesteps.append(per_token.unsqueeze(-1))
-        streams.append(
-            Stream(
-                latent.to(dtype).expand(rows, -1, -1), per_token, scalar, place.expand(rows, -1, -1, -1), torch.cat(text)
-            )
-        )
-    video, audio = streams
+    dtype: torch.dtype = transformer.dtype  # pyright: ignore[reportAssignmentType] - a property of Diffusers' models
+    video = _stream(latents[0], states[0], sigma, scene.video_positions, [text.video for text in contexts], dtype)
+    audio = _stream(latents[1], states[1], sigma, scene.audio_positions, [text.audio for text in contexts], dtype)
     if scene.keyframes is not None:
-        video = Stream(
-            video.latent, video.timesteps, video.sigma, video.positions, video.context, scene.keyframes.expand(rows, -1, -1)
-        )
-    velocities = velocity(transformer, video, audio, perturbation)
-    return tuple(  # type: ignore[return-value]
-        latent.float() - timestep * predicted.float()
-        for latent, timestep, predicted in zip(latents, timesteps, velocities, strict=True)
+        video = replace(video, keyframes=scene.keyframes.expand(len(contexts), -1, -1))
+    moved, sounded = velocity(transformer, video, audio, perturbation)
+    return (
+        latents[0].float() - video.timesteps.unsqueeze(-1) * moved.float(),
+        latents[1].float() - audio.timesteps.unsqueeze(-1) * sounded.float(),
+    )
+
+
+def _stream(
+    latent: Tensor, state: State, sigma: float, positions: Tensor, texts: list[Tensor], dtype: torch.dtype
+) -> Stream:
+    """A row for every text: the same latent and positions [1, ...] with different words."""
+    rows = len(texts)
+    timesteps = (state.mask[..., 0] * sigma).expand(rows, -1)
+    # The largest: a stream that is wholly given counts as clean for the other one.
+    scalar = timesteps.amax(dim=1)
+    return Stream(
+        latent.to(dtype).expand(rows, -1, -1), timesteps, scalar, positions.expand(rows, -1, -1, -1), torch.cat(texts)
     )

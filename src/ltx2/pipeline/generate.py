@@ -40,7 +40,7 @@ def generate(models: Models, plan: Plan, out: Path, tiled: bool = False) -> Gene
     yield Progress("text", 1, 1)
     draw = torch.Generator().manual_seed(plan.seed)
     video, audio, sound = None, None, None
-    for number, stage in enumerate(plan.stages):
+    for number in range(len(plan.stages)):
         if video is not None:
             video = upsample(models, video)
             yield Progress("upsample", 1, 1)
@@ -87,7 +87,9 @@ def _stage(
         video_positions(grid.video, plan.fps, models.device),
         audio_positions(grid.audio, models.device),
         *text,
-        keyframes=_single_frames(grid.video_tokens, grid.rows * grid.columns, models) if card.version == "2.5" else None,
+        keyframes=_single_frames(grid.video_tokens, grid.rows * grid.columns, models)
+        if card.version == "2.5"
+        else None,
     )
     with models.use("transformer") as transformer, models.lora(stage.lora):
         run = denoise(transformer, stage, states, scene, _sampler_noise(stage, shapes, plan, models))

@@ -65,7 +65,11 @@ def _bounds(count: int, step: int, device: torch.device | str) -> Tensor:
 
 @dataclass(frozen=True)
 class State:
-    """One modality at the start of a stage: latent [B, T, C], denoise mask [B, T, 1] (1 = free) and clean [B, T, C]."""
+    """One modality at the start of a stage: latent [B, T, C], denoise mask and clean [B, T, C].
+
+    The mask is 1 where a token is free, 0 where it is given: [B, T, 1], or [B, 1, 1] when all tokens are alike, so that
+    the transformer computes its modulation once instead of for every token.
+    """
 
     latent: Tensor
     mask: Tensor
@@ -81,10 +85,11 @@ def start(clean: Tensor, sigma: float, draw: Tensor, given: Tensor | None = None
 
     `given` [1, G, C] replaces the first G tokens and is held with `strength` (1 keeps them exactly as they are).
     """
-    mask = torch.ones(*clean.shape[:2], 1, device=clean.device)
+    mask = torch.ones(len(clean), 1, 1, device=clean.device)
     if given is not None:
         count = given.shape[1]
         clean = torch.cat([given.to(clean), clean[:, count:]], dim=1)
+        mask = mask.repeat(1, clean.shape[1], 1)
         mask[:, :count] = 1 - strength
     share = mask * sigma
     latent = (draw.float() * share + clean.float() * (1 - share)).to(clean.dtype)

@@ -44,8 +44,9 @@ class Muxer:
         self.sampling_rate = sampling_rate
         self.audio: AudioStream | None = None
         if sampling_rate:
-            self.audio = container.add_stream("aac", rate=sampling_rate, layout="stereo")
-            self.audio.bit_rate = 192_000
+            audio: AudioStream = container.add_stream("aac", rate=sampling_rate, layout="stereo")
+            audio.bit_rate = 192_000
+            self.audio = audio
         self.count = 0
 
     def frames(self, pixels: np.ndarray) -> None:

@@ -56,7 +56,9 @@ def gradient_estimation(latents: Latents, sigmas: Sequence[float], noise: Noise,
     return latents
 
 
-def euler_ancestral(latents: Latents, sigmas: Sequence[float], noise: Noise, settle: Settle, eta: float = ANCESTRAL_ETA) -> Sampling:
+def euler_ancestral(
+    latents: Latents, sigmas: Sequence[float], noise: Noise, settle: Settle, eta: float = ANCESTRAL_ETA
+) -> Sampling:
     """Step to a lower sigma than asked, then add fresh noise back up to it (rectified-flow form)."""
     for sigma, following in zip(sigmas, sigmas[1:], strict=False):
         x0s = yield latents, sigma
@@ -96,8 +98,7 @@ def res_2s(latents: Latents, sigmas: Sequence[float], noise: Noise, settle: Sett
                 slopes = tuple(x0.double() - x for x0, x in zip(first, start, strict=True))
         second = yield tuple(mid.to(x.dtype) for mid, x in zip(mids, latents, strict=True)), middle
         ahead = tuple(
-            x + h * (b1 * slope + b2 * (x0.double() - x))
-            for x, slope, x0 in zip(start, slopes, second, strict=True)
+            x + h * (b1 * slope + b2 * (x0.double() - x)) for x, slope, x0 in zip(start, slopes, second, strict=True)
         )
         ahead = _inject(start, ahead, sigma, following, noise("step"))
         latents = settle(tuple(new.to(x.dtype) for new, x in zip(ahead, latents, strict=True)))

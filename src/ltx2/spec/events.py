@@ -34,7 +34,7 @@ class Finished:
     seed: int
     seconds: float
     peak_bytes: int
-    timings: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict[str, float])
     warnings: tuple[str, ...] = ()
 
 

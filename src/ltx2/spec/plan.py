@@ -12,7 +12,7 @@ from ltx2.spec import geometry
 from ltx2.spec.card import Card
 from ltx2.spec.errors import RefusedRequest
 from ltx2.spec.presets import OFF, Preset, Scales, StageRecipe, preset
-from ltx2.spec.request import Lora, Request
+from ltx2.spec.request import Request
 from ltx2.spec.schedule import shifted_sigmas
 
 MAX_PROMPT_CHARACTERS = 10_000
@@ -107,7 +107,7 @@ class Plan:
     def from_dict(cls, data: dict[str, Any]) -> Plan:
         """Rebuild a Plan from `as_dict`. Raises RefusedRequest on anything that is not one."""
         try:
-            values = {field.name: data[field.name] for field in fields(cls)}
+            values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls)}
             values["fps"] = Fraction(values["fps"])
             values["stages"] = tuple(_stage_from(stage) for stage in values["stages"])
             values["loras"] = tuple((str(path), float(strength)) for path, strength in values["loras"])
@@ -117,8 +117,13 @@ class Plan:
 
 
 def _stage_from(data: dict[str, Any]) -> Stage:
-    sides = {side: Guidance(**{**data[side], "stg_blocks": tuple(data[side]["stg_blocks"])}) for side in ("video", "audio")}
-    return Stage(**{**data, **sides, "sigmas": tuple(data["sigmas"])})
+    values: dict[str, Any] = dict(data)
+    for side in ("video", "audio"):
+        guidance: dict[str, Any] = dict(data[side])
+        guidance["stg_blocks"] = tuple(guidance["stg_blocks"])
+        values[side] = Guidance(**guidance)
+    values["sigmas"] = tuple(data["sigmas"])
+    return Stage(**values)
 
 
 def default_preset(card: Card) -> str:
@@ -200,7 +205,9 @@ def _size(request: Request, recipe: Preset, card: Card) -> tuple[int, int]:
     size = (request.width or recipe.width, request.height or recipe.height)
     for knob, value, asked in zip(("width", "height"), size, (request.width, request.height), strict=True):
         if asked == 0 or value < step or value % step or value > card.max_side:
-            works = min(geometry.nearest_multiple(max(value, 0) if asked != 0 else 0, step), card.max_side // step * step)
+            works = min(
+                geometry.nearest_multiple(max(value, 0) if asked != 0 else 0, step), card.max_side // step * step
+            )
             raise RefusedRequest(
                 f"{knob}: {asked if asked is not None else value} is not a multiple of {step} from {step} to {card.max_side}",
                 knob=knob, hint=f"{works} works",
@@ -235,7 +242,9 @@ def _frames(request: Request, recipe: Preset, fps: Fraction, card: Card) -> int:
 def _check_steps(request: Request, name: str, recipe: Preset) -> None:
     if request.steps is not None and not recipe.guided:
         raise RefusedRequest(
-            f"steps: {name!r} has fixed sigmas", knob="steps", hint="leave steps out, or use classic, dev, two-stage or hq"
+            f"steps: {name!r} has fixed sigmas",
+            knob="steps",
+            hint="leave steps out, or use classic, dev, two-stage or hq",
         )
     if request.schedule is not None and not recipe.guided:
         raise RefusedRequest(f"schedule: {name!r} has fixed sigmas", knob="schedule", hint="leave schedule out")
@@ -270,9 +279,9 @@ def _guidance(request: Request, row: StageRecipe, scales: Scales, card: Card, si
     chosen = {knob: getattr(scales, knob) if value is None else value for knob, value in asked.items()}
     blocks = (card.stg_blocks if request.stg_blocks is None else request.stg_blocks) if chosen["stg"] else ()
     if chosen["stg"] and not blocks:
-        raise RefusedRequest("stg_blocks: STG needs at least one block", knob="stg_blocks", hint=f"{card.stg_blocks[0]} works")
-    if any(block >= card.shape.layers for block in blocks):
         raise RefusedRequest(
-            f"stg_blocks: the transformer has blocks 0 to {card.shape.layers - 1}", knob="stg_blocks"
+            "stg_blocks: STG needs at least one block", knob="stg_blocks", hint=f"{card.stg_blocks[0]} works"
         )
+    if any(block >= card.shape.layers for block in blocks):
+        raise RefusedRequest(f"stg_blocks: the transformer has blocks 0 to {card.shape.layers - 1}", knob="stg_blocks")
     return Guidance(**chosen, stg_blocks=tuple(blocks))

@@ -1,0 +1,127 @@
+"""From flags and settings to a model on a device: which checkpoint, which files, where, in which precision."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ltx2.doors.flags import given
+from ltx2.models.describe import Source, read_card
+from ltx2.spec.card import Card
+from ltx2.spec.errors import RefusedRequest
+from ltx2.spec.settings import PRECISIONS, Settings
+
+if TYPE_CHECKING:
+    from ltx2.models.components import Models
+    from ltx2.spec.plan import Plan
+
+EMBEDDED_NOTE = (
+    "no --model given: this is the small embedded model, which knows coloured shapes that move and sound; the real one "
+    "is --model Lightricks/LTX-2 (add --download once; LTX-2 Community License)"
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The checkpoint that flags and settings name, its card, and whether nobody named one."""
+
+    source: Source
+    card: Card
+    defaulted: bool
+
+
+def choose(values: argparse.Namespace, settings: Settings, fallback: str | None = None) -> Choice:
+    """Find the checkpoint and read its card, without torch.
+
+    `fallback` is the model when neither flag nor environment names one. Raises UnknownModel, CheckpointError, or
+    RefusedRequest for a file that is not there.
+    """
+    flags = given(values)
+    if settings.cache:
+        os.environ.setdefault("HF_HUB_CACHE", str(settings.cache))
+    named = flags.get("model") or settings.model or fallback
+    weights, kind = flags.get("weights", "real"), flags.get("kind")
+    _one_of("weights", weights, ("real", "random"))
+    _one_of("kind", kind or "dev", ("dev", "distilled"))
+    files = {knob: _existing(knob, flags.get(knob)) for knob in ("text_encoder", "upsampler", "distilled_lora")}
+    source = Source(named or "tiny", weights=weights, kind=kind, download="download" in flags, **files)
+    return Choice(source, read_card(source), named is None)
+
+
+def precision_of(values: argparse.Namespace, settings: Settings, device: str) -> str:
+    """bf16 or fp32: as asked, else what suits the device."""
+    precision = given(values).get("precision", settings.precision)
+    _one_of("precision", precision, PRECISIONS)
+    if precision == "auto":
+        return "bf16" if device.startswith("cuda") else "fp32"
+    return precision
+
+
+def device_of(values: argparse.Namespace, settings: Settings) -> str:
+    """The device as asked, else cuda if there is one. Raises RefusedRequest for a device that is not there."""
+    import torch
+
+    device = given(values).get("device", settings.device)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    _one_of("device", kind, ("cpu", "cuda"))
+    if index and not index.isdecimal():
+        raise RefusedRequest(f"device: there is no {device!r}", knob="device", hint="as in cuda:0")
+    if kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
+        raise RefusedRequest(f"device: there is no {device} here", knob="device", hint="--device cpu works")
+    return device
+
+
+def load_models(choice: Choice, values: argparse.Namespace, settings: Settings, plan: Plan) -> Models:
+    """Load the checkpoint of a plan onto its device.
+
+    Raises DoesNotFit before weights are read when the device cannot hold them and the plan.
+    """
+    import torch
+
+    from ltx2.engine import memory
+    from ltx2.models.components import load
+
+    device = device_of(values, settings)
+    precision = precision_of(values, settings, device)
+    memory.check(plan, choice.card, torch.device(device), precision, loaded=False)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return load(choice.source, device=device, dtype=dtype, loras=plan.loras)
+
+
+def check_inputs(plan: Plan) -> None:
+    """Raise RefusedRequest for an image or LoRA file of the plan that is not there."""
+    _existing("image", plan.image or None)
+    for path, _ in plan.loras:
+        _existing("lora", path)
+
+
+def check_output(out: Path) -> None:
+    """Raise RefusedRequest unless `out` can be written: an .mp4 in a folder that exists and takes files."""
+    if out.suffix.lower() != ".mp4":
+        raise RefusedRequest(
+            f"output: {out} does not end in .mp4", knob="output", hint=f"{out.with_suffix('.mp4')} works"
+        )
+    if out.is_dir():
+        raise RefusedRequest(f"output: {out} is a folder", knob="output", hint=f"{out / 'out.mp4'} works")
+    if not out.parent.is_dir():
+        raise RefusedRequest(f"output: there is no folder {out.parent}", knob="output", hint="make it first")
+    if not os.access(out.parent, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
+        raise RefusedRequest(f"output: {out} cannot be written", knob="output", hint="choose a folder of your own")
+
+
+def _existing(knob: str, path: str | None) -> Path | None:
+    if path is None:
+        return None
+    if not Path(path).exists():
+        raise RefusedRequest(f"{knob}: there is no file {path}", knob=knob)
+    return Path(path)
+
+
+def _one_of(knob: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise RefusedRequest(f"{knob}: there is no {value!r}", knob=knob, hint="one of " + ", ".join(known))

@@ -1,0 +1,81 @@
+"""Costs against the counted operations of the published transformer and the memory measured on one H200."""
+
+from __future__ import annotations
+
+import pytest
+
+from ltx2.spec.card import Card, Shape
+from ltx2.spec.cost import forward_flops, need
+from ltx2.spec.plan import Plan, resolve
+from ltx2.spec.request import request
+
+CARD = Card(name="LTX-2", distilled_lora=True, upsampler=True)
+GIB = 2**30
+
+
+def plan_of(**asked: object) -> Plan:
+    return resolve(request(prompt="a cat", seed=1, **asked), CARD)
+
+
+# Counted on meta tensors of the full-size networks: width, height, frames, TFLOP of one pass with text K/V.
+COUNTED = [
+    (384, 256, 97, 39.5), (768, 512, 97, 157.66), (768, 512, 121, 198.7), (960, 544, 121, 275.1),
+    (1536, 1024, 97, 850.8), (1536, 1024, 121, 1136), (1920, 1088, 121, 1714),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "height", "frames", "tera"), COUNTED)
+def test_one_pass(width: int, height: int, frames: int, tera: float) -> None:
+    cost = need(plan_of(preset="distilled", width=width, height=height, frames=frames), CARD)
+    assert cost.passes == 8
+    assert cost.flops / 8 / 1e12 == pytest.approx(tera, rel=0.01)
+
+
+def test_one_block_and_an_isolated_pass() -> None:
+    whole, isolated = (forward_flops(Shape(), 4992, 101, 1024, isolated=alone) for alone in (False, True))
+    one_less = forward_flops(Shape(layers=47), 4992, 101, 1024)
+    assert (whole - one_less) / 1e9 == pytest.approx(3282, rel=0.001)
+    assert isolated / 1e12 == pytest.approx(141.0, rel=0.001)
+
+
+# Published counts of whole jobs, in TFLOP.
+JOBS = [
+    ({"preset": "classic", "steps": 40}, 80, 12_613),
+    ({"preset": "distilled-two-stage", "width": 768, "height": 512, "frames": 97}, 11, 789),
+    ({"preset": "distilled-two-stage", "width": 1536, "height": 1024, "frames": 121}, 11, 4_997),
+    ({"preset": "dev", "steps": 30, "video_stg": 0, "audio_stg": 0, "frames": 97}, 90, 157.66 * 60 + 141.0 * 30),
+]
+
+
+@pytest.mark.parametrize(("asked", "passes", "tera"), JOBS)
+def test_whole_jobs(asked: dict, passes: int, tera: float) -> None:
+    cost = need(plan_of(**asked), CARD)
+    assert cost.passes == passes
+    assert cost.flops / 1e12 == pytest.approx(tera, rel=0.01)
+    assert sum(stage.flops for stage in cost.stages) == cost.flops
+
+
+def test_memory_is_what_was_measured() -> None:
+    small, large = (need(plan_of(preset="distilled", **size), CARD) for size in (
+        {"width": 768, "height": 512, "frames": 97}, {"width": 1536, "height": 1024, "frames": 121},
+    ))  # fmt: skip
+    assert small.activation_bytes / GIB == pytest.approx(0.7, rel=0.05)
+    assert large.activation_bytes / GIB == pytest.approx(3.4, rel=0.02)
+    assert small.decode_bytes / GIB == pytest.approx(4.2, rel=0.01)
+    assert large.decode_bytes / GIB == pytest.approx(20.8, rel=0.02)
+    assert large.staged_bytes < large.resident_bytes
+
+
+def test_time_is_what_was_measured() -> None:
+    # Eager Diffusers on one H200: 30.9 s for 40 guided steps, 13.3 s for 8 + 3 at 1536x1024x121.
+    assert need(plan_of(preset="classic", steps=40), CARD).seconds == pytest.approx(30.9, rel=0.05)
+    two_stage = plan_of(preset="distilled-two-stage", width=1536, height=1024, frames=121)
+    assert need(two_stage, CARD).seconds == pytest.approx(13.3, rel=0.05)
+
+
+def test_price_and_precision() -> None:
+    plan = plan_of(preset="classic")
+    cost, dear = need(plan, CARD), need(plan, CARD, "fp32", price_per_hour=3600.0)
+    assert cost.dollars == 0
+    assert dear.dollars == pytest.approx(dear.seconds)
+    assert dear.weight_bytes == 2 * cost.weight_bytes
