@@ -24,7 +24,7 @@ RESOLUTIONS = (256, 512, 1024)
 SOUNDED = {"low": 200.0, "middle": 700.0, "high": 1800.0, "none": 0.0}  # Hz, multiples of the frame rate
 BATCH = 48
 CROP, MARGIN = 48, 6  # mel frames of an excerpt, and how many at its cut ends have too few neighbours to count
-WAVE_WEIGHT = 20.0
+SPECTRAL_WEIGHT = 0.005  # the logarithms of quiet bins would drown the waveform in the clipped gradient
 
 
 def train(run: Run) -> None:
@@ -42,7 +42,7 @@ def train(run: Run) -> None:
         made, waves = vocoder(mel)[..., counted], waves[..., counted]
         loss, parts = spectral_loss(made, waves)
         difference = (made - waves).abs().mean()
-        optimiser.step(loss + WAVE_WEIGHT * difference, rate(step, clock.share))
+        optimiser.step(difference + SPECTRAL_WEIGHT * loss, rate(step, clock.share))
         if log.due:
             log.write(step=step, share=clock.share, wave_l1=difference.detach(), **parts)
         step += 1

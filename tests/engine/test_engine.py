@@ -196,13 +196,24 @@ def test_nothing_carries_a_gradient(engine: Engine, tmp_path: Path, monkeypatch:
     assert not any(p.requires_grad for network in engine.models.networks.values() for p in network.parameters())
 
 
-def test_tiled_decoding_is_close_to_the_whole_one(engine: Engine) -> None:
-    from ltx2.pipeline.decode import decode_video
+def test_tiled_decoding_is_close_to_the_whole_one() -> None:
+    """On the embedded model's trained VAE: a disc that drifts over a gradient for 129 frames."""
+    from ltx2.models.components import load
+    from ltx2.pipeline.decode import TILE, decode_video
 
-    latent = torch.randn(
-        1, engine.models.card.shape.latent_channels, 25, 2, 4, generator=torch.Generator().manual_seed(0)
-    )
-    whole = torch.cat(list(decode_video(engine.models, latent)))
-    tiled = torch.cat(list(decode_video(engine.models, latent, tiled=True)))
-    assert tiled.shape == whole.shape == (193, 64, 128, 3)
-    assert (whole.float() - tiled.float()).abs().mean() < 3
+    models = load("tiny", dtype=torch.float32)
+    frames, height, width = 129, 64, 96
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    centre = torch.linspace(16, width - 16, frames)[:, None, None]
+    disc = torch.sigmoid(12 - ((rows[None] - 32.0) ** 2 + (columns[None] - centre) ** 2).sqrt())
+    clip = torch.stack([disc, 0.2 + 0 * disc, 1 - disc]).mul(2).sub(1)[None]
+    with torch.inference_mode(), models.use("vae") as vae:
+        raw = vae.encode(clip).latent_dist.mode()
+        latent = (raw - vae.latents_mean.view(1, -1, 1, 1, 1)) / vae.latents_std.view(1, -1, 1, 1, 1)
+    assert latent.shape[2] > TILE, "several tiles"
+    whole = torch.cat(list(decode_video(models, latent))).float()
+    tiled = torch.cat(list(decode_video(models, latent, tiled=True))).float()
+    assert tiled.shape == whole.shape == (frames, height, width, 3)
+    decibels = 10 * torch.log10(255**2 / (whole - tiled).square().mean((1, 2, 3)).clamp(min=1e-6))
+    print(f"tiled against whole: mean {decibels.mean():.1f} dB, worst frame {decibels.min():.1f} dB")
+    assert decibels.min() > 30 and decibels.mean() > 38
