@@ -1,0 +1,119 @@
+"""The tables of the queue, for SQLite and PostgreSQL alike, and the steps that bring an older database up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    insert,
+    select,
+    update,
+)
+
+from ltx2.jobs.errors import WrongStore
+
+METADATA = MetaData()
+NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+DOCUMENT = JSON(none_as_null=True)
+
+SCHEMA = Table("ltx2_schema", METADATA, Column("version", Integer, nullable=False))
+
+JOBS = Table(
+    "ltx2_jobs",
+    METADATA,
+    Column("number", NUMBER, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False),
+    Column("token", Text, nullable=False),
+    Column("key", Text),
+    Column("digest", Text, nullable=False),
+    Column("request", DOCUMENT, nullable=False),
+    Column("plan", DOCUMENT, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("turn", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("worker", Text),
+    Column("lease_until", Double),
+    Column("cancel_asked", Boolean, nullable=False),
+    Column("deadline", Double),
+    Column("progress", DOCUMENT),
+    Column("version", Integer, nullable=False),
+    Column("result", DOCUMENT),
+    Column("error", DOCUMENT),
+    Column("published", Integer),
+    Column("webhook", Text),
+    Column("removed", Boolean, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("started", Double),
+    Column("finished", Double),
+    Column("expires", Double),
+    UniqueConstraint("token", "id"),
+    UniqueConstraint("token", "key"),
+    Index("ltx2_jobs_token", "token", "number"),
+    Index("ltx2_jobs_twins", "token", "digest"),
+    Index("ltx2_jobs_finished", "finished"),
+    # The number names a folder: SQLite would give that of a deleted row away again.
+    sqlite_autoincrement=True,
+)
+# In the order in which jobs are claimed, so that a claim reads one row however long the queue is.
+Index("ltx2_jobs_queue", JOBS.c.state, JOBS.c.priority.desc(), JOBS.c.turn, JOBS.c.number)
+
+OUTBOX = Table(
+    "ltx2_outbox",
+    METADATA,
+    Column("number", NUMBER, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("job", BigInteger, nullable=False),
+    Column("token", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("next_at", Double, nullable=False),
+    Column("lease_until", Double),
+    Column("created", Double, nullable=False),
+    Index("ltx2_outbox_due", "state", "next_at"),
+    Index("ltx2_outbox_host", "host", "state"),
+    sqlite_autoincrement=True,
+)
+
+Step = Callable[[Connection], None]
+
+# Each step leads from the version that is its index to the next one; published steps are never changed.
+STEPS: tuple[Step, ...] = (METADATA.create_all,)
+
+
+def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> int:
+    """Bring the tables up to date inside the caller's transaction; returns the version found before.
+
+    Raises WrongStore when a newer version of this package has written the database.
+    """
+    SCHEMA.create(connection, checkfirst=True)
+    found = connection.execute(select(SCHEMA.c.version)).scalar_one_or_none()
+    version = found or 0
+    if version > len(steps):
+        raise WrongStore(
+            f"the database has schema version {version}, this program knows {len(steps)}",
+            hint="run the newer version of ltx2, or restore the backup from before the upgrade",
+        )
+    for step in steps[version:]:
+        step(connection)
+    if found is None:
+        connection.execute(insert(SCHEMA).values(version=len(steps)))
+    elif found < len(steps):
+        connection.execute(update(SCHEMA).values(version=len(steps)))
+    return version
