@@ -24,7 +24,7 @@ def _header(name: str) -> dict[str, Any]:
 
 
 def _manifest(name: str) -> dict[str, tuple[int, ...]]:
-    shapes = json.loads(gzip.decompress((DATA / "manifests" / f"{name}.json.gz").read_bytes()))
+    shapes = json.loads(gzip.decompress((HERE / "manifests" / f"{name}.json.gz").read_bytes()))
     return {key: tuple(shape) for key, shape in shapes.items()}
 
 

@@ -1,4 +1,4 @@
-"""The command `ltx2`: generate, plan and bench. Help and errors import nothing heavy.
+"""The command `ltx2`: generate, plan, bench, models, download and doctor. Help and errors import nothing heavy.
 
 Exit codes: 0 done, 1 failed, 2 refused, 3 does not fit this machine, 130 interrupted.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import json
 import os
 import signal
@@ -24,7 +25,12 @@ COMMANDS = {
     "generate": "make a video with sound from a prompt",
     "plan": "show what would be done and what it costs: no weights, no GPU",
     "bench": "measure this machine, or the quality of the embedded model",
+    "models": "list what is published: sizes, licences, what each needs, what is here",
+    "download": "fetch a published model: verified, resumable, only the files that are used",
+    "doctor": "check this machine, or a model before it is downloaded",
 }
+# The commands that make a request; the others have flags of their own.
+REQUESTS = ("generate", "plan", "bench")
 INTERRUPTED = 130
 # What the base package does without: help, plans and refusals need none of it.
 ENGINE = {"torch", "diffusers", "transformers", "safetensors", "huggingface_hub", "av", "numpy", "PIL", "psutil"}
@@ -72,13 +78,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _command(name: str) -> Callable[[argparse.Namespace, Settings], int]:
-    if name == "bench":
-        from ltx2.doors.bench import bench_command
-
-        return bench_command
-    from ltx2.doors.generate import generate_command, plan_command
-
-    return generate_command if name == "generate" else plan_command
+    module = importlib.import_module(f"ltx2.doors.{'generate' if name == 'plan' else name}")
+    return getattr(module, f"{name}_command")
 
 
 def build_parsers() -> tuple[flags.Parser, dict[str, flags.Parser]]:
@@ -91,7 +92,8 @@ def build_parsers() -> tuple[flags.Parser, dict[str, flags.Parser]]:
     parsers: dict[str, flags.Parser] = {}
     for name, about in COMMANDS.items():
         sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        flags.add(sub, flags.GROUPS)
+        if name in REQUESTS:
+            flags.add(sub, flags.GROUPS)
         parsers[name] = sub
     for name in ("generate", "plan"):
         parsers[name].add_argument("prompt", nargs="?", metavar="PROMPT", help="what the video shows and sounds like")
@@ -100,6 +102,9 @@ def build_parsers() -> tuple[flags.Parser, dict[str, flags.Parser]]:
             "--from", dest="source", metavar="FILE", help="make a video again from its own metadata"
         )
     flags.add_bench(parsers["bench"])
+    flags.add_models(parsers["models"])
+    flags.add_download(parsers["download"])
+    flags.add_doctor(parsers["doctor"])
     return parser, parsers
 
 

@@ -171,3 +171,35 @@ def add_bench(parser: Parser) -> None:
     group.add_argument("--prompts", type=int, metavar="N", help="how many of the prompts (default: all)")
     group.add_argument("--workers", type=int, default=1, metavar="N", help="processes that generate at once on a CPU")
     group.add_argument("--sheet", metavar="FOLDER", help="write contact sheets of the first twelve videos there")
+
+
+def add_models(parser: Parser) -> None:
+    """Add the flags of `ltx2 models`."""
+    _add_output(parser)
+
+
+def add_download(parser: Parser) -> None:
+    """Add the flags of `ltx2 download`."""
+    parser.add_argument(
+        "name", metavar="NAME", help="a name of `ltx2 models`, a hub id, or owner/name/file.safetensors"
+    )
+    parser.add_argument(
+        "--revision", metavar="REV", help="branch, tag or commit (default: what the main branch is now)"
+    )
+    parser.add_argument("--folder", metavar="FOLDER", help="where to (default: the cache of the hub; LTX2_CACHE)")
+    parser.add_argument("--anyway", action="store_true", help="also when `ltx2 doctor NAME` objects")
+    _add_output(parser)
+
+
+def add_doctor(parser: Parser) -> None:
+    """Add the flags of `ltx2 doctor`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a published model, a hub id, a folder or a file")
+    parser.add_argument(
+        "--revision", metavar="REV", help="branch, tag or commit (default: what the main branch is now)"
+    )
+    _add_output(parser)
+
+
+def _add_output(parser: Parser) -> None:
+    for flag in OUTPUT:
+        parser.add_argument(flag.name, action="store_true", help=flag.help)

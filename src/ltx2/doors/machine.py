@@ -40,8 +40,7 @@ def choose(values: argparse.Namespace, settings: Settings, fallback: str | None 
     RefusedRequest for a file that is not there.
     """
     flags = given(values)
-    if settings.cache:
-        os.environ.setdefault("HF_HUB_CACHE", str(settings.cache))
+    use_cache(settings)
     named = flags.get("model") or settings.model or fallback
     weights, kind = flags.get("weights", "real"), flags.get("kind")
     _one_of("weights", weights, ("real", "random"))
@@ -49,6 +48,12 @@ def choose(values: argparse.Namespace, settings: Settings, fallback: str | None 
     files = {knob: _existing(knob, flags.get(knob)) for knob in ("text_encoder", "upsampler", "distilled_lora")}
     source = Source(named or "tiny", weights=weights, kind=kind, download="download" in flags, **files)
     return Choice(source, read_card(source), named is None)
+
+
+def use_cache(settings: Settings) -> None:
+    """Tell huggingface_hub, before it is imported, where downloaded models lie."""
+    if settings.cache:
+        os.environ.setdefault("HF_HUB_CACHE", str(settings.cache))
 
 
 def precision_of(values: argparse.Namespace, settings: Settings, device: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ltx2.models import official
+from ltx2.models.catalogue import FOLDER_FILES, FOLDER_IGNORED
 from ltx2.models.header import Entry, Header, read_header
 from ltx2.models.rename import component_of
 from ltx2.spec.card import Card, Kind, Shape, Version
@@ -28,8 +29,6 @@ PUBLISHED = {
 }
 REQUIRED = ("transformer", "connectors", "vae", "audio_vae", "vocoder", "text_encoder")
 STG_BLOCKS: dict[str, tuple[int, ...]] = {"2.0": (29,), "2.3": (28,), "2.5": (28,)}
-_HUB_FILES = ["*/config.json", "*/*.index.json", "*/*.safetensors", "scheduler/*", "tokenizer/*", "*distilled-lora*"]
-_HUB_IGNORED = ["text_encoder/diffusion_pytorch_model*", "transformer_full/*", "diffusion_decoder/*", "duration_head/*"]
 # Bytes of transformer, text encoder and the rest in the dtypes they run in; nothing to measure when weights are random.
 _PUBLISHED_BYTES = {
     "2.0": (37_752_349_184, 24_374_650_080, 6_521_328_380),
@@ -198,7 +197,7 @@ def _from_hub(model: str, download: bool) -> Place:
 
     try:
         folder = snapshot_download(
-            model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED, local_files_only=not download
+            model, allow_patterns=[*FOLDER_FILES], ignore_patterns=[*FOLDER_IGNORED], local_files_only=not download
         )
     except Exception as error:
         reason = "could not be downloaded" if download else "is not in the local cache"
