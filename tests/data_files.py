@@ -1,8 +1,9 @@
-"""Where the reference vectors lie, and how to read them."""
+"""Where the reference vectors lie, how to read them, and what else several tests need."""
 
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,8 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
     """max |a - b| in float64; NaN anywhere gives infinity."""
     difference = (ours.double() - theirs.double()).abs().max()
     return float("inf") if torch.isnan(difference) else float(difference)
+
+
+def hear_interrupts() -> None:
+    """For `preexec_fn`: a shell's background jobs, and what they start, ignore SIGINT unless told otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

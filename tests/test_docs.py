@@ -110,6 +110,8 @@ def test_request_page_has_every_error() -> None:
     def leaves(kind: type[errors.Ltx2Error]) -> set[tuple[str, str]]:
         below = set[tuple[str, str]]()
         for child in kind.__subclasses__():
+            if child.__module__ != errors.__name__:
+                continue  # a floor's own error, known to its own page
             below |= {(child.code, str(child.exit_code))} | leaves(child)
         return below
 

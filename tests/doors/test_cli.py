@@ -15,6 +15,7 @@ import pytest
 from ltx2 import __version__
 from ltx2.doors.cli import main
 from ltx2.spec.request import Request
+from tests.data_files import hear_interrupts
 
 # A published config needs no weights to be planned.
 BIG = ["--model", "ltx-2", "--weights", "random"]
@@ -267,7 +268,9 @@ def test_interrupting_leaves_nothing(stop: signal.Signals, tmp_path: Path, check
         "--model",
         str(checkpoint),
     ]
-    running = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    running = subprocess.Popen(
+        [*command, *words], stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=hear_interrupts
+    )
     assert running.stderr is not None
     while not (line := running.stderr.readline()).startswith("text"):
         assert line, "it ended before the first stage"

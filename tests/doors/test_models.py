@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from ltx2.doors.cli import main
 from ltx2.models import hub
+from tests.data_files import hear_interrupts
 from tests.doors.test_cli import modules_after
 from tests.fake_hub import FakeHub, safetensors, serve
 from tests.models.test_hub import point_to
@@ -168,7 +169,13 @@ def test_an_interrupted_download_goes_on(stop: signal.Signals, tmp_path: Path) -
         command = [sys.executable, "-m", "ltx2", "download", f"{NAME}/x.safetensors", "--anyway", "--json"]
         environment = os.environ | {"HF_ENDPOINT": fake.endpoint, "LTX2_CACHE": str(tmp_path / "cache")}
         environment.pop("HF_HUB_CACHE", None)
-        running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=hear_interrupts,
+        )
         parts: list[Path] = []
         while not any(part.stat().st_size > 200_000 for part in parts):
             assert running.poll() is None, "it ended before it was stopped"

@@ -10,7 +10,7 @@ import torch
 
 from ltx2.pipeline.decode import TILE
 from ltx2.spec.card import Card
-from ltx2.spec.cost import need
+from ltx2.spec.cost import FLOAT_BYTES, need
 from ltx2.spec.errors import DoesNotFit
 from ltx2.spec.geometry import SPATIAL, TEMPORAL
 from ltx2.spec.plan import Plan, Stage
@@ -54,10 +54,17 @@ def check(plan: Plan, card: Card, device: torch.device, precision: str, loaded: 
 
 
 def wanted(plan: Plan, card: Card, precision: str, loaded: bool, tiled: bool) -> int:
-    """Bytes that the Plan's largest moment takes: weights unless `loaded`, and activations or the picture's decode."""
+    """Bytes that the Plan's largest moment takes: weights unless `loaded`, and activations or the picture's decode.
+
+    A merged LoRA keeps the originals of the layers that it touches, which is nearly all of the transformer.
+    """
     cost = need(plan, card, precision)
+    merges = plan.loras or any(stage.lora for stage in plan.stages)
+    originals = card.shape.transformer_bytes * FLOAT_BYTES[precision] // 2 if merges else 0
     share = min(1.0, TILE_FRAMES / plan.frames) if tiled else 1.0
-    return (0 if loaded else cost.weight_bytes) + max(cost.activation_bytes, round(cost.decode_bytes * share))
+    return (0 if loaded else cost.weight_bytes) + max(
+        originals + cost.activation_bytes, round(cost.decode_bytes * share)
+    )
 
 
 def _largest(plan: Plan, fits: Callable[[Plan], bool]) -> str:
