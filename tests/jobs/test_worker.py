@@ -160,7 +160,7 @@ def test_d5_cancelling_closes_the_engine_within_a_beat(store: Store, shelf: Shel
 
 
 def test_d9_a_running_job_past_its_deadline_fails_by_name(store: Store, shelf: Shelf) -> None:
-    job = add(store, deadline=0.3)
+    job = add(store, deadline=3.0)
     work(store, endless, shelf)
     failed = store.get("ann", job.id)
     assert (failed.state, (failed.error or {})["code"]) == ("failed", "deadline_exceeded") and left(shelf) == []
