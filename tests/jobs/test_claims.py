@@ -39,7 +39,7 @@ def test_a_beat_renews_the_lease_and_shows_progress(store: Store) -> None:
 
 
 def test_a_beat_tells_the_wish_to_cancel_and_a_passed_deadline(store: Store) -> None:
-    wanted, late = add(store), add(store, deadline=0.2)
+    wanted, late = add(store), add(store, deadline=2.0)
     first, second = store.claim("w"), store.claim("w2")
     assert first and second
     store.cancel("ann", wanted.id)
