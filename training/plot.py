@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-CURVES = ("loss", "mse", "video", "audio", "mel_l1", "stft")
+CURVES = ("loss", "mse", "video", "audio", "mel_l1", "wave_l1")
 
 
 def plot(logs: Path, out: Path) -> None:

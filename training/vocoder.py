@@ -4,6 +4,9 @@ A steady tone has a constant mel, and a convolution over a constant mel can only
 frame: 100 times a second. So the vocoder is taught to sound each pitch class at one multiple of 100 Hz, with the phase
 tied to the frames; the waveform is then a function of the mel and can be learnt directly. (With spectral losses alone, on
 tones of any pitch, it gave the right harmonics of 100 Hz at a fifth of the loudness.)
+
+One ear is taught, at half the width, and the result laid out twice: left and right then differ as their mels do. A vocoder
+that saw both ears at once gave both the same level, for the side of a sound is a small part of its waveform's error.
 Where the audio VAE is there already, half of each batch is mels that went through it, as in generation.
 """
 
@@ -13,42 +16,90 @@ from dataclasses import replace
 
 import torch
 from diffusers import AutoencoderKLLTX2Audio
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training import networks
 from training.loop import Clock, Log, Optimiser, Run, rate
 from training.mel import HOP, log_mel
 from training.world import sample_scenes, sound
 
-RESOLUTIONS = (256, 512, 1024)
-SIDE_WEIGHT = 1.0
 SOUNDED = {"low": 200.0, "middle": 700.0, "high": 1800.0, "none": 0.0}  # Hz, multiples of the frame rate
 BATCH = 48
 CROP, MARGIN = 48, 6  # mel frames of an excerpt, and how many at its cut ends have too few neighbours to count
-SPECTRAL_WEIGHT = 0.005  # the logarithms of quiet bins would drown the waveform in the clipped gradient
+MEAN, SPREAD = -6.0, 3.0  # of the log-mels, roughly
 
 
 def train(run: Run) -> None:
-    """Train for `run.seconds`, measure the error of the mel of the waveform, save `vocoder.safetensors`."""
+    """Train for `run.seconds`, measure the error of held-out waveforms, save `vocoder.safetensors`."""
     torch.manual_seed(run.seed)
     torch.backends.cudnn.benchmark = True
-    vocoder, _ = networks.start("vocoder", run.out / "vocoder.safetensors")
-    vocoder.to(run.device)
-    path = run.out / "audio_vae.safetensors"
-    vae = networks.load("audio_vae", path).to(run.device).eval() if path.exists() else None
-    log, optimiser = Log(run, "vocoder"), Optimiser(vocoder.parameters(), 1e-3)
+    path = run.out / "vocoder.safetensors"
+    ear = one_ear(networks.load("vocoder", path) if path.exists() else None).to(run.device)
+    vae_path = run.out / "audio_vae.safetensors"
+    vae = networks.load("audio_vae", vae_path).to(run.device).eval() if vae_path.exists() else None
+    log, optimiser = Log(run, "vocoder"), Optimiser(ear.parameters(), 1.5e-3)
     clock, step = Clock(run.seconds), 0
     while not clock.over:
         mel, waves, counted = excerpts(run, vae, run.seed + 7_000_000 + step)
-        made, waves = vocoder(mel)[..., counted], waves[..., counted]
-        loss, parts = spectral_loss(made, waves)
-        difference = waveform_loss(made, waves)
-        optimiser.step(difference + SPECTRAL_WEIGHT * loss, rate(step, clock.share))
+        made = ear(mel.flatten(0, 1)[:, None])[:, 0, counted]
+        loss = (made - waves.flatten(0, 1)[:, counted]).abs().mean()
+        optimiser.step(loss, rate(step, clock.share))
         if log.due:
-            log.write(step=step, share=clock.share, wave_l1=difference.detach(), **parts)
+            log.write(step=step, share=clock.share, wave_l1=loss.detach())
         step += 1
-    log.write(step=step, event="done", **measure(run, vocoder.eval(), vae))
-    networks.save(vocoder, run.out / "vocoder.safetensors")
+    vocoder = both_ears(ear.eval()).to(run.device).eval()
+    log.write(step=step, event="done", **measure(run, vocoder, vae))
+    networks.save(vocoder, path)
+
+
+class Levelled(nn.Conv1d):
+    """A convolution over log-mels brought to mean 0 and spread 1; beyond the ends it sees what mels of 0 become."""
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Log-mels [N, C, T] -> [N, D, T]."""
+        levelled = functional.pad((mel - MEAN) / SPREAD, (self.padding[0],) * 2, value=-MEAN / SPREAD)
+        return functional.conv1d(levelled, self.weight, self.bias)
+
+
+def one_ear(vocoder: nn.Module | None) -> LTX2Vocoder:
+    """A vocoder of one channel and half the width, fresh or the left half of `vocoder`, its first layer `Levelled`."""
+    half = {
+        "in_channels": networks.MEL_BINS,
+        "out_channels": 1,
+        "hidden_channels": networks.VOCODER["hidden_channels"] // 2,
+    }
+    ear = LTX2Vocoder(**networks.VOCODER | half)
+    if vocoder is not None:
+        whole = vocoder.state_dict()
+        ear.load_state_dict({name: whole[name][_left(part)] for name, part in ear.state_dict().items()})
+    first = ear.conv_in
+    ear.conv_in = Levelled(first.in_channels, first.out_channels, first.kernel_size, padding=first.padding)
+    with torch.no_grad():
+        ear.conv_in.weight.copy_(first.weight if vocoder is None else first.weight * SPREAD)
+        ear.conv_in.bias.copy_(first.bias if vocoder is None else first.bias + MEAN * first.weight.sum((1, 2)))
+    return ear
+
+
+@torch.no_grad()
+def both_ears(ear: LTX2Vocoder) -> LTX2Vocoder:
+    """The stereo vocoder whose left half turns the left mel into the left waveform as `ear` does, and the right likewise."""
+    narrow = ear.state_dict()
+    narrow["conv_in.bias"] = narrow["conv_in.bias"] - narrow["conv_in.weight"].sum((1, 2)) * MEAN / SPREAD
+    narrow["conv_in.weight"] = narrow["conv_in.weight"] / SPREAD
+    vocoder = LTX2Vocoder(**networks.VOCODER)
+    wide = {name: torch.zeros_like(whole) for name, whole in vocoder.state_dict().items()}
+    for name, part in narrow.items():
+        wide[name][_left(part)] = part.to(wide[name])
+        wide[name][tuple(slice(size, None) for size in part.shape[:2])] = part.to(wide[name])
+    vocoder.load_state_dict(wide)
+    return vocoder
+
+
+def _left(part: Tensor) -> tuple[slice, ...]:
+    # weights have both channel dimensions first, biases one
+    return tuple(slice(size) for size in part.shape[:2])
 
 
 def clips(run: Run, count: int, seed: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
@@ -81,33 +132,6 @@ def through(run: Run, vae: AutoencoderKLLTX2Audio, mel: Tensor) -> Tensor:
     with run.autocast():
         latent = vae.encode(mel).latent_dist.mode()
         return vae.decode(latent + 0.05 * torch.randn_like(latent), return_dict=False)[0].float()
-
-
-def waveform_loss(made: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error of waveforms [N, 2, S], and of their sides (left minus right).
-
-    Without the second term the vocoder first learns a loud middle and takes long to hear the side of a sound.
-    """
-    sides = [wave[:, 0] - wave[:, 1] for wave in (made, target)]
-    return (made - target).abs().mean() + SIDE_WEIGHT * (sides[0] - sides[1]).abs().mean()
-
-
-def spectral_loss(made: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log-mel L1 plus, at each resolution, spectral convergence and L1 of log magnitudes; waveforms [N, 2, S]."""
-    mel = (log_mel(made) - log_mel(target)).abs().mean()
-    spectra = made.new_zeros(())
-    for size in RESOLUTIONS:
-        ours, theirs = _magnitudes(made, size), _magnitudes(target, size)
-        convergence = (ours - theirs).norm() / theirs.norm().clamp(min=1e-3)
-        spectra = spectra + convergence + (ours.clamp(min=1e-3).log() - theirs.clamp(min=1e-3).log()).abs().mean()
-    return mel + spectra, {"mel_l1": mel.detach(), "stft": spectra.detach()}
-
-
-def _magnitudes(waves: Tensor, size: int) -> Tensor:
-    window = torch.hann_window(size, device=waves.device)
-    spectrum = torch.stft(waves.flatten(0, 1), size, size // 4, window=window, return_complex=True)
-    # the square root's slope is unbounded at exactly zero, where silence lies
-    return (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
 
 
 @torch.no_grad()
