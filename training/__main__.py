@@ -1,4 +1,4 @@
-"""Commands of the training: one per stage, `all`, and what goes with them (export, check, plot, sheet, pack)."""
+"""Commands of the training: one per stage, `all`, and what goes with them (export, reopen, check, plot, sheet, pack)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True)
     check = commands.add_parser("check")
     check.add_argument("folder", type=Path)
-    for name in ("plot", "pack", "unpack"):
+    for name in ("plot", "pack", "unpack", "reopen"):
         command = commands.add_parser(name)
         command.add_argument("source", type=Path)
         command.add_argument("target", type=Path)
@@ -116,6 +116,8 @@ def _other(arguments: argparse.Namespace) -> int:
         print(*export.pack(arguments.source, arguments.target), sep="\n")
     elif arguments.command == "unpack":
         export.unpack(arguments.source, arguments.target)
+    elif arguments.command == "reopen":
+        export.reopen(arguments.source, arguments.target)
     elif arguments.command == "export":
         print(json.dumps({"bytes": export.export(arguments.run, arguments.out)}))
     else:

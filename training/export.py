@@ -60,6 +60,17 @@ def export(run: Path, out: Path) -> int:
     return size
 
 
+def reopen(folder: Path, run: Path) -> None:
+    """Make a run of an exported folder, so that training goes on from its weights; the reverse of `export`."""
+    run.mkdir(parents=True, exist_ok=True)
+    for name in networks.BUILDERS:
+        networks.save(type(networks.build(name)).from_pretrained(folder / name), run / f"{name}.safetensors")
+    text_encoder = Gemma3ForConditionalGeneration.from_pretrained(folder / "text_encoder")
+    networks.save(text_encoder, run / "text_encoder.safetensors")
+    if (folder / LORA).exists():
+        shutil.copyfile(folder / LORA, run / LORA)
+
+
 def check(folder: Path) -> dict[str, int]:
     """Load every part of a Diffusers folder as a user would; returns the parameters of each.
 
@@ -103,6 +114,7 @@ def pack(run: Path, out: Path) -> list[Path]:
         for path in sorted(run.iterdir()):
             if path.is_file() and path.suffix in (".safetensors", ".json", ".jsonl", ".png"):
                 tar.add(path, path.name)
+    out.mkdir(parents=True, exist_ok=True)
     pieces, data = [], archive.read_bytes()
     for index in range(0, len(data), PIECE):
         pieces.append(out / f"run.tar.{index // PIECE}")

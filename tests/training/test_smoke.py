@@ -59,12 +59,16 @@ def test_export_loads_as_a_diffusers_folder_within_its_budget(run: Run, tmp_path
     assert export.export(run.out, tmp_path / "tiny") <= 40 * 2**20
     counts = export.check(tmp_path / "tiny")
     assert counts["transformer"] > 8_000_000 and counts["lora"] > 1_000_000
+    export.reopen(tmp_path / "tiny", tmp_path / "again")
+    for path in run.out.glob("*.safetensors"):
+        tensors, again = load_file(path), load_file(tmp_path / "again" / path.name)
+        assert all(torch.equal(again[name], tensors[name]) for name in again | tensors), path.name
 
 
 def test_packed_pieces_become_the_same_run_again(run: Run, tmp_path: Path):
-    pieces = export.pack(run.out, tmp_path)
+    pieces = export.pack(run.out, tmp_path / "pieces")
     assert all(piece.stat().st_size <= 16 * 2**20 for piece in pieces)
-    export.unpack(tmp_path, tmp_path / "again")
+    export.unpack(tmp_path / "pieces", tmp_path / "again")
     for path in run.out.glob("*.safetensors"):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
