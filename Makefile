@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PROMPT := a red ball bounces on a dark background with a high beep at every bounce
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: setup demo test check fix bench
+.PHONY: setup demo test check fix bench chaos fuzz
 
 setup: .venv/.dev
 
@@ -37,6 +37,14 @@ check: .venv/.dev
 fix: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Whole services under 200 kills, and the commands with the embedded model: about 12 minutes on two cores.
+chaos: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s --slow tests/chaos tests/jobs/test_faults.py $(ARGS)
+
+# 10,000 requests made from the OpenAPI document, 20,000 frames for the engine's pipe: about 30 minutes.
+fuzz: .venv/.dev
+	OMP_NUM_THREADS=1 FUZZ_CASES=10000 $(BIN)/python -m pytest -q --slow tests/doors/http/test_fuzz.py tests/engine/test_wire.py $(ARGS)
 
 # On a GPU: make bench ARGS="--model ltx-2 --weights random --preset distilled"
 bench: .venv/.engine

@@ -60,7 +60,8 @@ def test_the_table(fake: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = next(line for line in lines if line.startswith("tiny"))
     assert "Apache-2.0" in tiny and tiny.endswith("here")
     assert next(line for line in lines if line.startswith("ltx-2-dev-fp8")).split()[1:4] == ["2.0", "dev", "27.1"]
-    assert "not offered: nvfp4" in next(line for line in lines if line.startswith("ltx-2-dev-fp4"))
+    assert "not offered: rotated int8" in next(line for line in lines if line.startswith("ltx-2.5-int8"))
+    assert "not offered" not in next(line for line in lines if line.startswith("ltx-2-dev-fp4"))
     assert main(["models", "--json"]) == 0
     rows = report(capsys)["models"]
     assert isinstance(rows, list) and [row["name"] for row in rows if row["here"]] == ["tiny"]
@@ -121,7 +122,7 @@ def test_download_of_one_file(fake: FakeHub, capsys: pytest.CaptureFixture[str])
         (["download"], "NAME"),
         (["download", "tiny"], "part of the package"),
         (["download", "ltx-9"], "ltx2 models"),
-        (["download", "ltx-2-dev-fp4"], "nvfp4"),
+        (["download", "ltx-2.5-int8"], "rotated int8"),
         (["download", "nobody/nothing"], "no nobody/nothing on the hub"),
         (["doctor", "nobody/nothing"], "no nobody/nothing on the hub"),
         (["doctor", "ltx-9"], "ltx2 models"),

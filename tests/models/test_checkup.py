@@ -146,7 +146,7 @@ def test_fp8_with_its_scales_and_without() -> None:
     assert all(finding.ok for finding in check_header(header(shapes | scales, dtypes), "2.0"))
     with pytest.raises(CheckpointError, match="without its weight_scale"):
         check_header(header(shapes, dtypes), "2.0")
-    with pytest.raises(CheckpointError, match="no fp8 weight"):
+    with pytest.raises(CheckpointError, match="no fp8 or nvfp4 weight"):
         check_header(header(shapes | scales), "2.0")
     for suffix, complaint in ((".weight_scale_2", "nvfp4"), (".comfy_quant", "rotated int8"), (".what", None)):
         with pytest.raises(CheckpointError, match=complaint or "no known component"):
@@ -194,7 +194,11 @@ def test_the_catalogue_agrees_with_itself_and_the_manifests() -> None:
     assert all(need in names for entry in CATALOGUE for need in entry.needs)
     assert all(find(entry.name) is entry for entry in CATALOGUE)
     for entry in CATALOGUE:
-        if entry.form in ("file", "folder") and not entry.refused and "fp8" not in entry.name:
+        if (
+            entry.form in ("file", "folder")
+            and not entry.refused
+            and not {"fp8", "fp4", "nvfp4"} & {*entry.name.split("-")}
+        ):
             total = 0
             for component, shapes in manifest(entry.version or "2.0").items():
                 elements = sum(_product(shape) for shape in shapes.values())

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ltx2.models import describe
-from ltx2.models.components import Models, load
+from ltx2.models.components import Holding, Models, load
 from ltx2.models.describe import Source, locate, read_card
+from ltx2.models.lora import LowRank
 from ltx2.models.residency import Residency
 from ltx2.models.small import small, small_configs
 from ltx2.spec.errors import CheckpointError, UnknownModel
@@ -119,9 +120,9 @@ def test_a_part_of_a_model_is_refused_as_a_model() -> None:
             r"proj_in\.bias \[9\] instead of \[32\]",
         ),
         ({"tensors": {"lm_head.weight": torch.ones(1)}}, r"1 tensors of no known component: lm_head\.weight"),
-        ({"tensors": {"vocoder.conv_pre.weight_scale": torch.ones(())}}, "no fp8 weight that it belongs to"),
+        ({"tensors": {"vocoder.conv_pre.weight_scale": torch.ones(())}}, "no fp8 or nvfp4 weight that it belongs to"),
         ({"tensors": {"vocoder.conv_pre.zero_scale": torch.ones(())}}, "scale of unknown meaning"),
-        ({"tensors": {"vocoder.conv_pre.weight_scale_2": torch.ones(())}}, "nvfp4"),
+        ({"tensors": {"vocoder.conv_pre.weight_scale_2": torch.ones(())}}, "no fp8 or nvfp4"),
         ({"tensors": {"vocoder.conv_pre.comfy_quant": torch.ones(1)}}, "rotated int8"),
         (
             {"tensors": {"model.diffusion_model.proj_out.weight": torch.ones(8, 32).to(torch.float8_e4m3fn)}},
@@ -180,7 +181,7 @@ def test_missing_extra_and_misshaped_tensors_of_a_folder_are_refused_by_name(cop
 
 def test_everything_is_checked_before_any_weight_is_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _change_json(copied / "text_encoder" / "config.json", architectures=["Gemma4UnifiedForConditionalGeneration"])
-    monkeypatch.setattr("ltx2.models.weights.safe_open", None)
+    monkeypatch.setattr("ltx2.models.weights.read", None)
     with pytest.raises(CheckpointError, match=r"class Gemma4Unified.*only Gemma3"):
         load(str(copied))
 
@@ -324,3 +325,19 @@ def test_small_models_are_seeded() -> None:
     for name in small_configs("2.3"):
         assert equal_states(_original("2.3").networks[name], same.networks[name])
     assert not equal_states(same.networks["transformer"], other.networks["transformer"])
+
+
+def test_random_weights_bring_a_lora_where_it_costs_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltx2.models.components.HERE", folder.parent)
+    if not (folder.parent / "tiny").exists():
+        (folder.parent / "tiny").symlink_to(folder)
+    models = load(str(folder), weights="random", dtype=torch.bfloat16, holding=Holding("fp8"))
+    assert models.distilled_lora
+    layers = models.distilled_lora.layers["transformer"]
+    for name, (down, up) in layers.items():
+        layer: Any = models.networks["transformer"].get_submodule(name)
+        assert (up.shape[0], down.shape[1]) == (layer.out_features, layer.in_features)
+        assert down.shape[0] == up.shape[1] == min(384, layer.out_features, layer.in_features)
+    with models.lora(1.0):
+        wrapped = [module for module in models.networks["transformer"].modules() if isinstance(module, LowRank)]
+        assert len(wrapped) == len(layers) > 28 * 3

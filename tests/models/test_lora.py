@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ltx2.models.lora import load_lora, merged
+from ltx2.models.components import Holding
+from ltx2.models.lora import Lora, LowRank, added, load_lora, merged
 from ltx2.models.rename import component_of, diffusers_name
 from ltx2.models.singlefile import load_component, open_singlefile
 from ltx2.models.small import small
+from ltx2.models.velocity import Stream, velocity
 from ltx2.spec.errors import CheckpointError
 from tests.data_files import DATA, tensors
 
@@ -138,3 +142,121 @@ def test_a_missing_distilled_lora_is_refused() -> None:
     models.distilled_lora = None
     with pytest.raises(CheckpointError, match="distilled LoRA"), models.lora(1.0):
         pass
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_added_at_run_time_equals_the_official_merge_within_rounding(case: str) -> None:
+    """In float32 against the merged weights in bfloat16: what differs is their rounding alone."""
+    network = _transformer(torch.float32)
+    loras = [(load_lora(DATA / f"{name}.safetensors"), strength) for name, strength in CASES[case]]
+    layer = "transformer_blocks.0.ff.net.2"
+    expected = {
+        diffusers_name(*place): value.float()
+        for key, value in tensors("lora_merged").items()
+        if key.startswith(f"{case}/") and (place := component_of(key.partition("/")[2]))
+    }
+    touched = [name.removesuffix(".weight") for name in expected]
+    assert layer in touched
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    modules = dict(network.named_modules())
+    with added(network, loras):
+        for name in touched:
+            wrapped = network.get_submodule(name)
+            assert isinstance(wrapped, LowRank) and wrapped.base is modules[name]
+            weight, base = expected[f"{name}.weight"], before[f"{name}.weight"]
+            x = torch.randn(2, 7, weight.shape[1])
+            ours = wrapped(x) - modules[name](x)
+            theirs = torch.nn.functional.linear(x, weight - base)
+            # The merged sum is rounded to 8 bits, once for W and once for W + delta.
+            slack = 2**-7 * torch.nn.functional.linear(x.abs(), weight.abs() + base.abs())
+            assert bool(((ours - theirs).abs() <= slack).all()), name
+            assert not torch.allclose(ours, torch.zeros_like(ours), atol=1e-4)
+    assert dict(network.named_modules()) == modules
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_added_gives_the_velocities_of_merged() -> None:
+    loras = [(load_lora(DATA / "lora_mixed_rank.safetensors"), 0.8), (load_lora(DATA / "lora_second.safetensors"), 0.5)]
+    network = _transformer(torch.float32)
+    plain = _velocities(network)
+    with added(network, loras):
+        ours = _velocities(network)
+    with merged(network, loras):
+        theirs = _velocities(network)
+    for one, other, without in zip(ours, theirs, plain, strict=True):
+        assert (one - other).norm() < 0.02 * (without - other).norm() + 0.01 * other.norm()
+        assert (one - without).norm() > 0.05 * without.norm(), "the LoRA matters"
+
+
+def test_added_works_on_fp8_weights_and_merging_into_them_is_refused() -> None:
+    opened = open_singlefile(DATA / "fp8_transformer_2.3.safetensors")
+    network = load_component(opened, "transformer", dtype=torch.float32, device=torch.device("cpu"), hold="fp8")
+    plain = load_component(opened, "transformer", dtype=torch.float32, device=torch.device("cpu"))
+    loras = [(load_lora(DATA / "lora_mixed_rank.safetensors"), 1.0)]
+    with pytest.raises(CheckpointError, match=r"held in fp8.*add it at run time"), merged(network, loras):
+        pass
+    with added(network, loras), added(plain, loras):
+        ours, theirs = _velocities(network), _velocities(plain)
+    for one, other in zip(ours, theirs, strict=True):
+        # The plain network's fp8 weights were rounded to bfloat16.
+        assert (one - other).norm() < 0.01 * other.norm()
+
+
+def test_added_layers_are_unwrapped_when_the_block_fails() -> None:
+    network = small("2.0").networks["transformer"]
+    lora = small("2.0").distilled_lora
+    assert lora
+    with pytest.raises(RuntimeError), added(network, [(lora, 1.0)]):
+        raise RuntimeError
+    assert not any(isinstance(module, LowRank) for module in network.modules())
+    strange = replace(lora, layers={"transformer": lora.layers["transformer"] | {"nowhere": (torch.ones(1, 2),) * 2}})
+    with pytest.raises(CheckpointError, match="no layer nowhere"), added(network, [(strange, 1.0)]):
+        pass
+    with added(network, [(lora, 0.0)]):
+        assert not any(isinstance(module, LowRank) for module in network.modules())
+
+
+def test_models_add_to_fp8_and_where_they_are_told_to() -> None:
+    assert [Holding.named(*words).merges for words in (("bf16",), ("fp32",), ("fp8",))] == [True, True, False]
+    assert not Holding.named("bf16", loras="added").merges
+    models = small("2.3")
+    models.holding = Holding(loras="added")
+    weight = models.networks["transformer"].get_parameter("transformer_blocks.0.attn1.to_v.weight")
+    before = weight.clone()
+    with models.lora(0.5), models.use("transformer") as transformer:
+        assert torch.equal(weight, before)
+        assert isinstance(transformer.get_submodule("transformer_blocks.0.attn1.to_v"), LowRank)
+    assert not any(isinstance(module, LowRank) for module in models.networks["transformer"].modules())
+
+
+def test_switching_a_lora_costs_milliseconds_at_full_depth() -> None:
+    """48 blocks of 28 touched layers, as the distilled LoRA has them; wide layers would not change it: nothing is copied."""
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = torch.nn.ModuleDict({f"to_{number}": torch.nn.Linear(8, 8) for number in range(28)})
+
+    network = torch.nn.Module()
+    network.blocks = torch.nn.ModuleList(Block() for _ in range(48))
+    pair = (torch.ones(1, 8), torch.ones(8, 1))
+    layers = {name: pair for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert len(layers) == 1344
+    lora = Lora("wide", {"transformer": layers}, {})
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        with added(network, [(lora, 1.0)]):
+            times.append(time.perf_counter() - begin)
+    # 10 to 20 ms on one busy core; generous, since this machine may be slow.
+    assert min(times) < 0.25
+
+
+@torch.inference_mode()
+def _velocities(network: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    values = tensors("transformer_2.3_cases")
+    streams = []
+    for side in ("video", "audio"):
+        held = {name: values[f"t2v.{side}.{name}"] for name in ("latent", "timesteps", "sigma", "positions", "context")}
+        streams.append(Stream(**held | {"timesteps": held["timesteps"][..., 0]}))
+    return velocity(network, *streams)

@@ -100,8 +100,8 @@ def test_weights_of_another_version_are_refused() -> None:
 def test_gemma_accepts_names_of_old_and_new_transformers() -> None:
     from pathlib import Path
 
+    from ltx2.models.folder import _gemma_names
     from ltx2.models.header import Entry
-    from ltx2.models.weights import _gemma_names
 
     network = build("text_encoder", folder_configs(HERE / "configs" / "ltx-2")["text_encoder"])
     new = _manifest("gemma3-12b")

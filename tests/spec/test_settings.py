@@ -27,7 +27,11 @@ def test_everything_set() -> None:
     ("name", "value"),
     [
         ("LTX2_DEVICE", "tpu"),
-        ("LTX2_PRECISION", "fp8"),
+        ("LTX2_PRECISION", "fp4"),
+        ("LTX2_TEXT_ENCODER_PRECISION", "fp8"),
+        ("LTX2_TEXT_ENCODER_DEVICE", "tpu"),
+        ("LTX2_LORA_MODE", "fused"),
+        ("LTX2_FAST", "yes"),
         ("LTX2_PRICE_PER_HOUR", "much"),
         ("LTX2_PRICE_PER_HOUR", "nan"),
     ],

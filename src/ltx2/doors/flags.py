@@ -73,7 +73,17 @@ MODEL = (
     Flag("--lora-strength", "S", "strength of the distilled LoRA in the stages that use it"),
     Flag("--upsampler", "FILE", "the x2 latent upsampler, for two-stage recipes"),
     Flag("--device", "NAME", "cuda, cuda:1 or cpu (default: cuda if there is one; LTX2_DEVICE)"),
-    Flag("--precision", "NAME", "bf16 or fp32 (default: bf16 on cuda, fp32 on a CPU; LTX2_PRECISION)"),
+    Flag(
+        "--precision",
+        "NAME",
+        "bf16, fp32, fp8 for the transformer (default: bf16, fp32 on a CPU; LTX2_PRECISION)",
+    ),
+    Flag("--text-encoder-precision", "NAME", "int8 or int4, to save memory (LTX2_TEXT_ENCODER_PRECISION)"),
+    Flag("--text-encoder-device", "NAME", "cpu, to keep the text encoder off the GPU (LTX2_TEXT_ENCODER_DEVICE)"),
+    Flag("--lora-mode", "MODE", "merged (faster, more memory) or added (default: added with fp8; LTX2_LORA_MODE)"),
+    Flag(
+        "--prompt-cache", "WHERE", "memory, off, or a folder for embedded prompts (default: memory; LTX2_PROMPT_CACHE)"
+    ),
 )
 OUTPUT = (
     Flag("--json", None, "print one JSON object on stdout"),
@@ -141,13 +151,14 @@ def to_request(values: argparse.Namespace) -> Request:
     fields = {knob: value for knob, value in flags.items() if knob in Request.model_fields}
     fields["prompt"] = values.prompt or ""
     fields["audio"] = not values.no_audio
-    fields["loras"] = tuple(_lora(text) for text in flags.get("lora", ()))
+    fields["loras"] = tuple(read_lora(text) for text in flags.get("lora", ()))
     if "stg_blocks" in flags:
         fields["stg_blocks"] = tuple(flags["stg_blocks"].split(","))
     return request(**fields)
 
 
-def _lora(text: str) -> dict[str, str]:
+def read_lora(text: str) -> dict[str, str]:
+    """Path and, if it is given, strength of FILE[:STRENGTH]."""
     path, _, strength = text.rpartition(":")
     try:
         float(strength)
@@ -157,7 +168,8 @@ def _lora(text: str) -> dict[str, str]:
 
 
 def add_bench(parser: Parser) -> None:
-    """Add the flags that only `ltx2 bench` has."""
+    """Add the flags that only `ltx2 bench` has; a prompt that was embedded before would not be measured."""
+    parser.set_defaults(prompt_cache="off")
     group = parser.add_argument_group("measuring")
     group.add_argument("--prompt", metavar="TEXT", help="the prompt, which every run varies")
     group.add_argument(

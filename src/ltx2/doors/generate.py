@@ -6,26 +6,34 @@ import argparse
 import json
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ltx2.doors.flags import given, to_request
-from ltx2.doors.machine import EMBEDDED_NOTE, Choice, check_inputs, check_output, choose, load_models, precision_of
+from ltx2.doors.flags import given, read_lora, to_request
+from ltx2.doors.machine import EMBEDDED_NOTE, Choice, check_inputs, check_output, choose, held_of, load_models
 from ltx2.doors.progress import Reporter
 from ltx2.doors.show import describe, size
 from ltx2.spec.cost import need
-from ltx2.spec.errors import GenerationFailed, RefusedRequest
+from ltx2.spec.errors import GenerationFailed, OutOfRoom, RefusedRequest
 from ltx2.spec.settings import Settings
 
 if TYPE_CHECKING:
     from ltx2.spec.events import Finished
     from ltx2.spec.plan import Plan
 
-# Flags that say how and where, not what: they may be changed when a video is made again.
+# Flags that say how and where, not what: they may be changed when a video is made again. The image and the LoRAs must be
+# those of the file; it may know their names only.
 HOW = {"source", "output", "model", "kind", "weights", "text_encoder", "download", "distilled_lora"} | {
     "upsampler",
+    "image",
+    "lora",
     "device",
     "precision",
+    "text_encoder_precision",
+    "text_encoder_device",
+    "lora_mode",
+    "prompt_cache",
     "json",
     "quiet",
     "command",
@@ -36,7 +44,7 @@ def plan_command(values: argparse.Namespace, settings: Settings) -> int:
     """Print the Plan and its cost; no torch, no weights, no GPU."""
     choice, plan = prepare(values, settings)
     check_inputs(plan)
-    cost = need(plan, choice.card, precision_of(values, settings, "cuda"), settings.price_per_hour)
+    cost = need(plan, choice.card, held_of(values, settings, "cuda"), settings.price_per_hour)
     if values.json:
         print(json.dumps({"plan": plan.as_dict(), "cost": cost.as_dict()}))
     else:
@@ -57,7 +65,14 @@ def generate_command(values: argparse.Namespace, settings: Settings) -> int:
         from ltx2.pipeline.condition import open_image
 
         open_image(plan.image)
-    finished = run(choice, plan, values, settings, reporter)
+    try:
+        finished = run(choice, plan, values, settings, reporter)
+    except OutOfRoom as error:
+        # The engine does not tell the folder: its words also go to clients of a service.
+        raise OutOfRoom(
+            f"there was no room for the video in {out.absolute().parent}",
+            knob="output", hint="free some space there, or name another folder with -o",
+        ) from error  # fmt: skip
     for warning in finished.warnings:
         print(f"ltx2: warning: {warning}", file=sys.stderr)
     if values.json:
@@ -128,7 +143,7 @@ def _again(values: argparse.Namespace, settings: Settings) -> tuple[Choice, Plan
         )  # fmt: skip
     from ltx2.pipeline.mux import read_plan
 
-    plan = read_plan(values.source)
+    plan = found(read_plan(values.source), given(values))
     choice = choose(values, settings, fallback=plan.model)
     if choice.card.version != plan.version:
         raise RefusedRequest(
@@ -136,3 +151,37 @@ def _again(values: argparse.Namespace, settings: Settings) -> tuple[Choice, Plan
             knob="model", hint=f"--model {plan.model}",
         )  # fmt: skip
     return choice, plan
+
+
+def found(plan: Plan, flags: dict[str, Any]) -> Plan:
+    """The plan with its image and LoRAs where the flags say that they are now.
+
+    Raises RefusedRequest for others than those that it was made with, and for files that are not there.
+    """
+    if "image" in flags:
+        if Path(flags["image"]).name != Path(plan.image).name:
+            raise _another("image", Path(plan.image).name)
+        plan = replace(plan, image=flags["image"])
+    if "lora" in flags:
+        asked = [read_lora(text) for text in flags["lora"]]
+        pairs = zip(asked, plan.loras, strict=False)
+        loras = tuple((lora["path"], float(lora.get("strength", strength))) for lora, (_, strength) in pairs)
+        if len(asked) != len(plan.loras) or _names(loras) != _names(plan.loras):
+            raise _another("lora", _names(plan.loras))
+        plan = replace(plan, loras=loras)
+    for knob, path in (("image", plan.image), *(("lora", path) for path, _ in plan.loras)):
+        if path and not Path(path).exists():
+            raise RefusedRequest(
+                f"from: the file was made with {path}, and there is no such file here",
+                knob=knob, hint=f"say where it is now: --{knob} FOLDER/{Path(path).name}",
+            )  # fmt: skip
+    return plan
+
+
+def _names(loras: tuple[tuple[str, float], ...]) -> str:
+    return ", ".join(f"{Path(path).name}:{strength:g}" for path, strength in loras)
+
+
+def _another(knob: str, names: str) -> RefusedRequest:
+    made = f"with {names}, so --{knob} can only say where that is now" if names else "without"
+    return RefusedRequest(f"from: the file was made {made}", knob=knob, hint=f"leave --{knob} out, or ask anew")

@@ -12,10 +12,12 @@ from ltx2.doors.flags import given
 from ltx2.models.describe import Source, read_card
 from ltx2.spec.card import Card
 from ltx2.spec.errors import RefusedRequest
-from ltx2.spec.settings import PRECISIONS, Settings
+from ltx2.spec.precision import Held
+from ltx2.spec.settings import LORA_MODES, PRECISIONS, TEXT_PRECISIONS, Settings
 
 if TYPE_CHECKING:
     from ltx2.models.components import Models
+    from ltx2.models.embeddings import Embeddings
     from ltx2.spec.plan import Plan
 
 EMBEDDED_NOTE = (
@@ -57,12 +59,24 @@ def use_cache(settings: Settings) -> None:
 
 
 def precision_of(values: argparse.Namespace, settings: Settings, device: str) -> str:
-    """bf16 or fp32: as asked, else what suits the device."""
+    """bf16, fp32 or fp8: as asked, else what suits the device."""
     precision = given(values).get("precision", settings.precision)
     _one_of("precision", precision, PRECISIONS)
     if precision == "auto":
         return "bf16" if device.startswith("cuda") else "fp32"
     return precision
+
+
+def held_of(values: argparse.Namespace, settings: Settings, device: str) -> Held:
+    """How the device is to hold a model. Raises RefusedRequest for a way that there is not."""
+    flags = given(values)
+    text = flags.get("text_encoder_precision", settings.text_encoder_precision)
+    loras = flags.get("lora_mode", settings.lora_mode)
+    _one_of("text_encoder_precision", text, TEXT_PRECISIONS)
+    _one_of("lora_mode", loras, LORA_MODES)
+    where = flags.get("text_encoder_device", settings.text_encoder_device)
+    elsewhere = where != "auto" and where.removesuffix(":0") != device.removesuffix(":0")
+    return Held(precision_of(values, settings, device), "elsewhere" if elsewhere else text, loras)
 
 
 def device_of(values: argparse.Namespace, settings: Settings) -> str:
@@ -72,12 +86,18 @@ def device_of(values: argparse.Namespace, settings: Settings) -> str:
     device = given(values).get("device", settings.device)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    return _checked_device("device", device)
+
+
+def _checked_device(knob: str, device: str) -> str:
+    import torch
+
     kind, _, index = device.partition(":")
-    _one_of("device", kind, ("cpu", "cuda"))
+    _one_of(knob, kind, ("cpu", "cuda"))
     if index and not index.isdecimal():
-        raise RefusedRequest(f"device: there is no {device!r}", knob="device", hint="as in cuda:0")
+        raise RefusedRequest(f"{knob}: there is no {device!r}", knob=knob, hint="as in cuda:0")
     if kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
-        raise RefusedRequest(f"device: there is no {device} here", knob="device", hint="--device cpu works")
+        raise RefusedRequest(f"{knob}: there is no {device} here", knob=knob, hint="cpu works")
     return device
 
 
@@ -89,13 +109,40 @@ def load_models(choice: Choice, values: argparse.Namespace, settings: Settings, 
     import torch
 
     from ltx2.engine import memory
-    from ltx2.models.components import load
+    from ltx2.models.components import Holding, load
 
-    device = device_of(values, settings)
-    precision = precision_of(values, settings, device)
-    memory.check(plan, choice.card, torch.device(device), precision, loaded=False)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return load(choice.source, device=device, dtype=dtype, loras=plan.loras)
+    flags, device = given(values), device_of(values, settings)
+    held = held_of(values, settings, device)
+    text = flags.get("text_encoder_precision", settings.text_encoder_precision)
+    text_device = flags.get("text_encoder_device", settings.text_encoder_device)
+    if text_device != "auto":
+        _checked_device("text_encoder_device", text_device)
+    memory.check(plan, choice.card, torch.device(device), held, loaded=False)
+    models = load(
+        choice.source,
+        device=device,
+        dtype=torch.float32 if held.precision == "fp32" else torch.bfloat16,
+        loras=plan.loras,
+        holding=Holding.named(held.precision, text, text_device, held.loras),
+        embeddings=_embeddings(flags.get("prompt_cache", settings.prompt_cache)),
+    )
+    models.fast = settings.fast
+    return models
+
+
+def _embeddings(where: str) -> Embeddings | None:
+    from ltx2.models.embeddings import Embeddings
+
+    if where == "off":
+        return None
+    if where == "memory":
+        return Embeddings()
+    folder = Path(where).expanduser()
+    if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise RefusedRequest(
+            f"prompt_cache: {where} is no folder that can be written", knob="prompt_cache", hint="memory or off works"
+        )
+    return Embeddings(folder)
 
 
 def check_inputs(plan: Plan) -> None:

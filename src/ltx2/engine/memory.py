@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import psutil
 import torch
 
 from ltx2.pipeline.decode import TILE
 from ltx2.spec.card import Card
-from ltx2.spec.cost import FLOAT_BYTES, need
+from ltx2.spec.cost import need
 from ltx2.spec.errors import DoesNotFit
 from ltx2.spec.geometry import SPATIAL, TEMPORAL
 from ltx2.spec.plan import Plan, Stage
+from ltx2.spec.precision import Held, transformer_bytes
 
 GIB = 2**30
 # What the CUDA context, workspaces and the allocator's rounding take beside tensors.
@@ -37,34 +39,46 @@ def available(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def check(plan: Plan, card: Card, device: torch.device, precision: str, loaded: bool) -> Fit:
+def check(plan: Plan, card: Card, device: torch.device, precision: str | Held, loaded: bool) -> Fit:
     """How the Plan fits the device; with `loaded` the weights are there already and only activations are counted.
 
-    Raises DoesNotFit naming the largest number of frames, else the largest size, that would fit.
+    `precision` says how the weights are held. Raises DoesNotFit naming what would fit: LoRAs added instead of merged,
+    else the largest number of frames, else the largest size.
     """
+    held = Held(precision) if isinstance(precision, str) else precision
     have = available(device) - (OVERHEAD if device.type == "cuda" else 0)
     for tiled in (False, True):
-        if wanted(plan, card, precision, loaded, tiled) <= have:
+        if wanted(plan, card, held, loaded, tiled) <= have:
             return Fit(tiled)
+    if wanted(plan, card, replace(held, loras="added"), loaded, tiled=True) <= have:
+        hint = "--lora-mode added fits: it keeps no copy of the weights that a LoRA touches"
+    else:
+        hint = _largest(plan, lambda other: wanted(other, card, held, loaded, tiled=True) <= have)
     raise DoesNotFit(
         f"{plan.width}x{plan.height} with {plan.frames} frames needs"
-        f" {wanted(plan, card, precision, loaded, tiled=True) / GIB:.1f} GiB, the device has {have / GIB:.1f} GiB free",
-        hint=_largest(plan, lambda other: wanted(other, card, precision, loaded, tiled=True) <= have),
+        f" {wanted(plan, card, held, loaded, tiled=True) / GIB:.1f} GiB, the device has {have / GIB:.1f} GiB free",
+        hint=hint,
     )
 
 
-def wanted(plan: Plan, card: Card, precision: str, loaded: bool, tiled: bool) -> int:
+def wanted(plan: Plan, card: Card, precision: str | Held, loaded: bool, tiled: bool) -> int:
     """Bytes that the Plan's largest moment takes: weights unless `loaded`, and activations or the picture's decode.
 
-    A merged LoRA keeps the originals of the layers that it touches, which is nearly all of the transformer.
+    A merged LoRA keeps the originals of the layers that it touches, which is nearly all of the transformer; an added
+    one keeps nothing. Either lies on the device itself.
     """
-    cost = need(plan, card, precision)
-    merges = plan.loras or any(stage.lora for stage in plan.stages)
-    originals = card.shape.transformer_bytes * FLOAT_BYTES[precision] // 2 if merges else 0
+    held = Held(precision) if isinstance(precision, str) else precision
+    cost = need(plan, card, held)
+    uses = bool(plan.loras) or any(stage.lora for stage in plan.stages)
+    originals = transformer_bytes(card.shape, held.precision) if uses and held.merges else 0
     share = min(1.0, TILE_FRAMES / plan.frames) if tiled else 1.0
-    return (0 if loaded else cost.weight_bytes) + max(
-        originals + cost.activation_bytes, round(cost.decode_bytes * share)
-    )
+    weights = 0 if loaded else cost.weight_bytes + card.shape.lora_bytes + _file_bytes(plan)
+    return weights + max(originals + cost.activation_bytes, round(cost.decode_bytes * share))
+
+
+def _file_bytes(plan: Plan) -> int:
+    """Bytes of the user's LoRAs; a file that is not there is refused elsewhere."""
+    return sum(Path(path).stat().st_size for path, _ in plan.loras if Path(path).exists())
 
 
 def _largest(plan: Plan, fits: Callable[[Plan], bool]) -> str:

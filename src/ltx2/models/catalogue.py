@@ -61,7 +61,6 @@ def _folder(name: str, hub: str, version: Version, kind: Kind, size: int | None,
     )  # fmt: skip
 
 
-_NVFP4 = "nvfp4 weights are not supported yet"
 _INT8 = "rotated int8 weights are not supported"
 _GEMMA4 = "its Gemma 4 text encoder is not supported yet"
 _V20, _V23, _V25 = "Lightricks/LTX-2", "Lightricks/LTX-2.3", "Lightricks/LTX-2.5"
@@ -74,7 +73,7 @@ CATALOGUE = (
     Published("ltx-2-dev-fp8", "file", _V20, ("ltx-2-19b-dev-fp8.safetensors",), version="2.0", kind="dev",
               size=27_078_716_018, about=False, needs=NEEDS_TEXT),
     Published("ltx-2-dev-fp4", "file", _V20, ("ltx-2-19b-dev-fp4.safetensors",), version="2.0", kind="dev",
-              size=20_000_000_000, refused=_NVFP4),
+              size=20_000_000_000, needs=NEEDS_TEXT),
     Published("ltx-2-distilled", "file", _V20, ("ltx-2-19b-distilled.safetensors",), version="2.0", kind="distilled",
               size=43_300_000_000, needs=NEEDS_TEXT),
     Published("ltx-2-distilled-fp8", "file", _V20, ("ltx-2-19b-distilled-fp8.safetensors",), version="2.0",
@@ -96,14 +95,14 @@ CATALOGUE = (
     Published("ltx-2.3-distilled-fp8", "file", f"{_V23}-fp8", ("*-distilled*.safetensors",), version="2.3",
               kind="distilled", size=29_531_884_062, about=False, needs=NEEDS_TEXT),
     Published("ltx-2.3-dev-nvfp4", "file", f"{_V23}-nvfp4", ("*-dev*.safetensors",), version="2.3", kind="dev",
-              size=21_700_000_000, refused=_NVFP4),
+              size=21_700_000_000, needs=NEEDS_TEXT),
     Published("ltx-2.3-distilled-lora", "lora", _V23, ("*-distilled-lora-384.safetensors",), version="2.3",
               size=7_605_507_256, about=False),
     Published("ltx-2.3-upsampler", "upsampler", _V23, ("*-spatial-upscaler-x2-1.0.safetensors",), version="2.3",
               size=995_743_504, about=False),
     _folder("ltx-2.5", "Lightricks/LTX-2.5-Diffusers", "2.5", "distilled", 74_000_000_000, gated=True, refused=_GEMMA4),
     Published("ltx-2.5-distilled-nvfp4", "file", _V25, ("diffusion_models/*nvfp4*.safetensors",), version="2.5",
-              kind="distilled", size=18_721_548_408, about=False, gated=True, refused=_NVFP4),
+              kind="distilled", size=18_721_548_408, about=False, gated=True, refused=_GEMMA4),
     Published("ltx-2.5-int8", "file", _V25, ("diffusion_models/*int8*.safetensors",), version="2.5",
               size=21_504_034_224, about=False, gated=True, refused=_INT8),
 )  # fmt: skip

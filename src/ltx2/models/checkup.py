@@ -170,7 +170,7 @@ def _described(model: str) -> str:
 def _fitted(root: Path, component: str) -> Finding:
     import torch
 
-    from ltx2.models.weights import prepare_folder
+    from ltx2.models.folder import prepare_folder
 
     def fit() -> list[Finding]:
         prepared = prepare_folder(root, component, dtype=torch.bfloat16)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from ltx2.models import official
 from ltx2.models.catalogue import FOLDER_FILES, FOLDER_IGNORED
-from ltx2.models.header import Entry, Header, read_header
+from ltx2.models.header import Header, read_header
+from ltx2.models.packing import sort_out
 from ltx2.models.rename import component_of
 from ltx2.spec.card import Card, Kind, Shape, Version
 from ltx2.spec.errors import CheckpointError, UnknownModel
@@ -109,7 +110,7 @@ def read_card(source: Source) -> Card:
             raise CheckpointError(
                 f"{header.file.name} is no whole model: it holds no {', '.join(missing)}", knob="model"
             )
-        counts = _count(header.entries, configs, source.text_encoder)
+        counts = _count(header, configs, source.text_encoder)
         folder = source.text_encoder
         configs |= {"text_encoder": _json(folder / "text_encoder/config.json")} if folder else {}
     else:
@@ -118,6 +119,8 @@ def read_card(source: Source) -> Card:
         shipped = place.path.parent == HERE / "configs"
         counts = _PUBLISHED_BYTES[version] if shipped else _weigh(place.path, configs)
     path = place.path
+    lora = distilled_lora_file(source, path)
+    lora_bytes = lora.stat().st_size if lora and source.weights == "real" else 0
     card = Card(
         name=place.name,
         version=version,
@@ -126,11 +129,11 @@ def read_card(source: Source) -> Card:
         revision=place.revision,
         output_sampling_rate=configs["vocoder"]["output_sampling_rate"],
         stg_blocks=STG_BLOCKS[version],
-        distilled_lora=source.weights == "random" or distilled_lora_file(source, path) is not None,
+        distilled_lora=source.weights == "random" or lora is not None,
         upsampler=source.upsampler is not None or "upsampler" in configs,
         audio_latents_per_second=audio_rate(configs["audio_vae"]),
         note=_note(source, version),
-        shape=shape_of(configs, counts),
+        shape=replace(shape_of(configs, counts), lora_bytes=lora_bytes),
     )
     return _apply_own_card(card, path / "card.json") if path.is_dir() else card
 
@@ -275,10 +278,10 @@ def _weigh(root: Path, configs: dict[str, Config]) -> tuple[int, int, int]:
     return first, text, sum(sizes.values())
 
 
-def _count(entries: dict[str, Entry], configs: dict[str, Config], text: Path | None) -> tuple[int, int, int]:
+def _count(header: Header, configs: dict[str, Config], text: Path | None) -> tuple[int, int, int]:
     """The same for a single file and the folder that its text encoder comes from."""
     sizes = dict.fromkeys(configs, 0)
-    for key, entry in entries.items():
+    for key, entry in sort_out(header.entries, header.file.name)[0].items():
         if (place := component_of(key)) and place[0] in sizes:
             sizes[place[0]] += prod(entry.shape) * _width(configs[place[0]])
     text_bytes = _elements(text / "text_encoder") * 2 if text else Shape().text_encoder_bytes

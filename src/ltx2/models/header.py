@@ -27,12 +27,16 @@ _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: where it lies, its key there, its shape and its dtype in safetensors' spelling."""
+    """One tensor of a file: where it lies, its key there, its shape and its dtype in safetensors' spelling.
+
+    `start` is the byte of the file that its data begin at.
+    """
 
     file: Path
     key: str
     shape: tuple[int, ...]
     dtype: str
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def parse_header(file: Path, text: bytes, body: int) -> Header:
         metadata = fields.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata is not text")
-        entries = {key: _entry(file, key, field) for key, field in fields.items()}
+        entries = {key: _entry(file, key, field, 8 + len(text)) for key, field in fields.items()}
         spans = sorted(tuple(field["data_offsets"]) for field in fields.values())
     # Deep nesting ends in a RecursionError before it takes memory.
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -123,14 +127,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _entry(file: Path, key: str, field: dict[str, Any]) -> Entry:
+def _entry(file: Path, key: str, field: dict[str, Any], base: int) -> Entry:
     start, end = field["data_offsets"]
     shape = tuple(field["shape"])
     if not all(type(number) is int for number in (start, end, *shape)):
         raise ValueError(f"{key}: shape and offsets are no whole numbers")
     if (end - start) * 8 != prod(shape) * _BITS[field["dtype"]] or min(shape, default=0) < 0:
         raise ValueError(f"{key}: {end - start} bytes do not hold {field['dtype']} {list(shape)}")
-    return Entry(file, key, shape, field["dtype"])
+    return Entry(file, key, shape, field["dtype"], base + start)
 
 
 def _check_spans(file: Path, spans: list[tuple[int, int]], size: int) -> None:

@@ -1,4 +1,8 @@
-"""Official LoRA files: read, mapped to Diffusers' names, and merged into bfloat16 weights by the official rule."""
+"""Official LoRA files: read, mapped to Diffusers' names, and merged into weights by the official rule or added at run time.
+
+Merged costs nothing while it is used, but keeps the originals of all touched weights. Added costs two thin products for
+every layer, works on quantised weights, and is switched by exchanging modules.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ltx2.models.header import Entry, read_header
+from ltx2.models.precision import Fp8Linear
+from ltx2.models.reading import read
 from ltx2.models.rename import component_of, diffusers_name
-from ltx2.models.weights import read
 from ltx2.spec.errors import CheckpointError
 
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight")
@@ -46,19 +51,27 @@ def load_lora(file: Path, device: torch.device | None = None) -> Lora:
         pairs.setdefault((place[0], diffusers_name(*place)), {})[suffix] = entry
     if not pairs:
         raise CheckpointError(f"{file.name} is empty")
-    layers: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    wanted: dict[str, Entry] = {}
     for (component, layer), pair in pairs.items():
-        if len(pair) != 2 or pair[_SUFFIXES[0]].shape[0] != pair[_SUFFIXES[1]].shape[-1]:
+        if len(pair) != 2 or not _belong(*(pair[suffix].shape for suffix in _SUFFIXES)):
             raise CheckpointError(f"{file.name}: the lora_A and lora_B of {layer} do not belong together")
-        down, up = (tensor for _, tensor in read({s: pair[s] for s in _SUFFIXES}, device or torch.device("cpu")))
+        wanted |= {f"{component}/{layer}{suffix}": entry for suffix, entry in pair.items()}
+    tensors = dict(read(wanted, device or torch.device("cpu")))
+    layers: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    for component, layer in pairs:
+        down, up = (tensors[f"{component}/{layer}{suffix}"] for suffix in _SUFFIXES)
         layers.setdefault(component, {})[layer] = (down, up)
     return Lora(file.stem, layers, header.metadata)
+
+
+def _belong(down: tuple[int, ...], up: tuple[int, ...]) -> bool:
+    return len(down) == len(up) == 2 and down[0] == up[1]
 
 
 def check(network: nn.Module, component: str, lora: Lora) -> None:
     """Refuse a LoRA with a layer that the network does not have, or of another shape.
 
-    Raises CheckpointError naming the first such layer; also when nothing of the file is for this model.
+    Raises CheckpointError naming the first such layer.
     """
     for layer, (down, up) in lora.layers.get(component, {}).items():
         weight = _weight(network, layer)
@@ -95,10 +108,10 @@ def merge_into(
     active = [(lora, strength) for lora, strength in loras if strength]
     for lora, _ in active:
         check(network, component, lora)
-    additions: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
-    for lora, strength in active:
-        for layer, (down, up) in lora.layers.get(component, {}).items():
-            additions.setdefault(layer, []).append((down, up, strength))
+    additions = _by_layer(active, component)
+    for layer in additions:
+        if isinstance(network.get_submodule(layer), Fp8Linear):
+            raise CheckpointError(f"{layer} is held in fp8: a LoRA cannot be merged into it", hint="add it at run time")
     originals: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         for layer, triples in additions.items():
@@ -107,6 +120,58 @@ def merge_into(
             originals.append((weight, weight.clone()))
             weight.copy_(merge(weight, triples))
     return originals
+
+
+class LowRank(nn.Module):
+    """A linear layer, plain or fp8, and the low-rank additions (A [rank, in], B [out, rank], strength) to its output."""
+
+    def __init__(self, base: nn.Module, additions: Sequence[tuple[Tensor, Tensor, float]]):
+        super().__init__()
+        self.base = base
+        self.additions = tuple(additions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """base(x) + the sum of strength * (x A^T) B^T, [..., in] -> [..., out]."""
+        result = self.base(x)
+        rows, flat = x.flatten(0, -2), result.flatten(0, -2)
+        for down, up, strength in self.additions:
+            flat = torch.addmm(flat, rows @ down.to(x.dtype).t(), up.to(x.dtype).t(), alpha=strength)
+        return flat.view(result.shape)
+
+
+@contextmanager
+def added(
+    network: nn.Module, loras: Sequence[tuple[Lora, float]], component: str = "transformer"
+) -> Iterator[nn.Module]:
+    """Add LoRAs with their strengths at run time for the duration of the block.
+
+    Touched layers are wrapped and afterwards unwrapped; no weight changes, so nothing is copied and restoring is exact.
+    Strength 0 leaves a LoRA out. Raises CheckpointError as `check` does, before anything is changed.
+    """
+    active = [(lora, strength) for lora, strength in loras if strength]
+    for lora, _ in active:
+        check(network, component, lora)
+    bases: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for layer, additions in _by_layer(active, component).items():
+            path, _, leaf = layer.rpartition(".")
+            parent = network.get_submodule(path)
+            base = parent._modules[leaf]
+            assert base is not None, "checked above"
+            bases.append((parent, leaf, base))
+            parent._modules[leaf] = LowRank(base, additions)
+        yield network
+    finally:
+        for parent, leaf, base in bases:
+            parent._modules[leaf] = base
+
+
+def _by_layer(loras: Sequence[tuple[Lora, float]], component: str) -> dict[str, list[tuple[Tensor, Tensor, float]]]:
+    additions: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
+    for lora, strength in loras:
+        for layer, (down, up) in lora.layers.get(component, {}).items():
+            additions.setdefault(layer, []).append((down, up, strength))
+    return additions
 
 
 def merge(weight: Tensor, additions: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ltx2.models.describe import bare_component
 from ltx2.models.header import Entry, Header
+from ltx2.models.packing import FP8_DTYPES, sort_out
 from ltx2.models.rename import component_of, diffusers_name
 from ltx2.spec.card import Version
 from ltx2.spec.errors import CheckpointError
@@ -36,7 +37,6 @@ _FILES = {"2.0": "LTX-2", "2.3": "LTX-2.3", "2.5": "LTX-2.5"}
 _UPSAMPLERS = {"2.0": "LTX-2-upsampler", "2.3": "LTX-2.3-upsampler", "2.5": "LTX-2.3-upsampler"}
 _LEVELS = 4
 _FLOATS = ("BF16", "F32", "F16")
-_FP8 = ("F8_E4M3", "F8_E5M2")
 _LORA = re.compile(r"(?:diffusion_model\.)?(.+)\.lora_([AB])\.weight")
 
 
@@ -83,7 +83,7 @@ def compare(component: str, entries: Mapping[str, Entry], version: Version | Non
 
 
 def take_apart(header: Header) -> dict[str, dict[str, Entry]]:
-    """The tensors of an official single file, by component and Diffusers name; fp8 scales are checked and left out.
+    """The tensors of an official single file, by component and Diffusers name; scales are checked and left out.
 
     Raises CheckpointError for tensors of no known component, for formats that are not supported, and for scales
     without their weight or weights without their scale.
@@ -91,7 +91,7 @@ def take_apart(header: Header) -> dict[str, dict[str, Entry]]:
     bare = bare_component(header)
     components: dict[str, dict[str, Entry]] = {}
     unknown: list[str] = []
-    for key, entry in _without_scales(header).items():
+    for key, entry in sort_out(header.entries, header.file.name)[0].items():
         place = component_of(key, bare)
         if place:
             component, name = place
@@ -156,26 +156,10 @@ def _differences(expected: Shapes, found: Shapes) -> list[tuple[str, list[str]]]
 
 
 def _wrong_dtypes(entries: Mapping[str, Entry]) -> tuple[str, ...]:
-    odd = [f"{name} {entry.dtype}" for name, entry in entries.items() if entry.dtype not in (*_FLOATS, *_FP8)]
+    odd = [
+        f"{name} {entry.dtype}" for name, entry in entries.items() if entry.dtype not in (*_FLOATS, *FP8_DTYPES, "F4")
+    ]
     return (f"{len(odd)} of an unexpected dtype: {', '.join(odd[:3])}",) if odd else ()
-
-
-def _without_scales(header: Header) -> dict[str, Entry]:
-    entries, name = header.entries, header.file.name
-    for key in entries:
-        if key.endswith(".comfy_quant"):
-            raise CheckpointError(f"{name} holds rotated int8 weights ({key}), which are not supported")
-        if key.endswith(".weight_scale_2"):
-            raise CheckpointError(f"{name} holds nvfp4 weights ({key}), which are not supported yet")
-    scales = {key for key in entries if key.endswith((".weight_scale", ".input_scale"))}
-    for key in scales:
-        weight = entries.get(key.rpartition(".")[0] + ".weight")
-        if weight is None or weight.dtype not in _FP8:
-            raise CheckpointError(f"{name} has {key}, but no fp8 weight that it belongs to")
-    for key, entry in entries.items():
-        if entry.dtype in _FP8 and f"{key.removesuffix('.weight')}.weight_scale" not in scales:
-            raise CheckpointError(f"{name}: {key} is fp8 without its weight_scale")
-    return {key: entry for key, entry in entries.items() if key not in scales}
 
 
 def _lora_mismatches(version: Version, pairs: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ltx2.models.lora import Lora
+from ltx2.models.precision import Fp8Linear
 from ltx2.models.weights import assign, cast, tied
 
 
@@ -34,6 +36,24 @@ def fill_randomly(network: nn.Module, *, dtype: torch.dtype, device: torch.devic
         else:
             state[name] = _draw(name, value, generator)
     return assign(network, state, device)
+
+
+def draw_lora(transformer: nn.Module, *, device: torch.device, rank: int = 384, seed: int = 0) -> Lora:
+    """A LoRA for every linear of the transformer, of the published rank: min(rank, in, out) for each layer.
+
+    Its additions are a few percent of the layers' outputs, so that values stay finite.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    layers: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear | Fp8Linear):
+            into, out = module.in_features, module.out_features
+            low = min(rank, into, out)
+            down = torch.empty(low, into, dtype=torch.bfloat16, device=device)
+            up = torch.empty(out, low, dtype=torch.bfloat16, device=device)
+            down.normal_(0.0, into**-0.5, generator=generator)
+            layers[name] = (down, up.normal_(0.0, 0.03 * low**-0.5, generator=generator))
+    return Lora("random", {"transformer": layers}, {})
 
 
 def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:

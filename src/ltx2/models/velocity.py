@@ -10,7 +10,7 @@ Three rules are added to `LTX2VideoTransformer3DModel` from outside, for one cal
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,8 @@ class Stream:
 
     latent [B, T, C]; timesteps [B, T] in 0..1 (0 = clean token), or [B, 1] for all tokens alike; sigma [B] in 0..1;
     positions [B, 3 or 1, T, 2] as [start, end) in seconds and pixels; context [B, S, D], the connectors' text tokens.
-    keyframes [B, T, 1] marks tokens that stand for a single pixel frame (2.5 only; None elsewhere).
+    keyframes [B, T, 1] marks tokens that stand for a single pixel frame (2.5 only; None elsewhere). With `levels` [T]
+    int32, timesteps are [B, U] distinct ones and token t has number levels[t], so that modulations are made once each.
     """
 
     latent: Tensor
@@ -33,6 +34,18 @@ class Stream:
     positions: Tensor
     context: Tensor
     keyframes: Tensor | None = None
+    levels: Tensor | None = None
+
+    def per_token(self) -> Tensor:
+        """Timesteps [B, T], or [B, 1] for all tokens alike."""
+        return self.timesteps if self.levels is None else self.timesteps[:, self.levels.long()]
+
+    def first_row(self) -> Stream:
+        """The same for the first row of the batch alone."""
+        return Stream(
+            self.latent[:1], self.timesteps[:1], self.sigma[:1], self.positions[:1], self.context[:1],
+            None if self.keyframes is None else self.keyframes[:1], self.levels,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,8 @@ def velocity(
             audio_hidden_states=audio.latent,
             encoder_hidden_states=video.context,
             audio_encoder_hidden_states=audio.context,
-            timestep=video.timesteps * scale,
-            audio_timestep=audio.timesteps * scale,
+            timestep=video.per_token() * scale,
+            audio_timestep=audio.per_token() * scale,
             sigma=video.sigma * scale,
             audio_sigma=audio.sigma * scale,
             video_coords=video.positions,
@@ -82,6 +95,17 @@ def velocity(
             video_keyframes_mask=video.keyframes,
             return_dict=False,
         )
+
+
+def velocities(
+    transformer: nn.Module, video: Stream, audio: Stream, weak: Sequence[Perturbation] = ()
+) -> list[tuple[Tensor, Tensor]]:
+    """The plain pass over all rows, then each weak pass over the first row, every one a forward of its own.
+
+    The slow twin of `fast.passes`. Raises ValueError as `velocity` does.
+    """
+    first = (video.first_row(), audio.first_row())
+    return [velocity(transformer, video, audio), *(velocity(transformer, *first, one) for one in weak)]
 
 
 @contextmanager

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +14,15 @@ from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from ltx2.models.header import Entry, read_headers
+from ltx2.models.header import Entry
+from ltx2.models.holding import FORMS, Hold, layers, replace_layers
+from ltx2.models.packing import FP8_DTYPES, Packing, sort_out
+from ltx2.models.precision import dequantise, unpack_nvfp4
+from ltx2.models.reading import read
 from ltx2.spec.errors import CheckpointError
 
 Config = dict[str, Any]
@@ -36,6 +37,7 @@ CLASSES: dict[str, tuple[type[Any], ...]] = {
 }
 FOLDERS = {name: name for name in CLASSES} | {"upsampler": "latent_upsampler"}
 _STATISTICS = ("latents_mean", "latents_std")
+_FLOATS = ("F32", "BF16", "F16", "F64")
 _LISTED = 4
 
 
@@ -43,13 +45,13 @@ _LISTED = 4
 class Prepared:
     """A network on meta and the tensors that will fill it exactly: all that can be checked has been checked.
 
-    `scales` are fp8 scales under the names of their weights; `dtype` is what the network computes in.
+    `packings` are its quantised weights, by name; `dtype` is what the network computes in.
     """
 
     network: nn.Module
     entries: Mapping[str, Entry]
     dtype: torch.dtype
-    scales: Mapping[str, Entry] = field(default_factory=dict)
+    packings: Mapping[str, Packing] = field(default_factory=dict)
 
 
 def build(component: str, config: Config, without: tuple[str, ...] = ()) -> nn.Module:
@@ -103,25 +105,93 @@ def prepare(
 ) -> Prepared:
     """Build a network on meta and match it with tensors keyed by Diffusers name; reads no weights.
 
-    Raises CheckpointError when a tensor is missing, unexpected or misshaped, by name, and as `build` does.
+    Raises CheckpointError when a tensor is missing, unexpected, misshaped or of a dtype that cannot fill it, by name,
+    and as `build` and `packing.sort_out` do.
     """
+    plain, packings = sort_out(entries, source)
     network = build(component, config, without)
-    account(network, {name: entry.shape for name, entry in entries.items()}, source)
-    return Prepared(network, entries, compute_dtype(component, config, dtype))
+    account(network, {name: entry.shape for name, entry in plain.items()}, source)
+    _check_dtypes(network, plain, source)
+    return Prepared(network, plain, compute_dtype(component, config, dtype), packings)
 
 
-def fill(prepared: Prepared, device: torch.device) -> nn.Module:
+def fill(prepared: Prepared, device: torch.device, hold: Hold = "plain") -> nn.Module:
     """Read the tensors straight to `device`, in the dtype of the network.
 
-    Float32 scale_shift_tables are cast like everything else: the networks compute in one dtype and would fail on mixed
-    ones (the official code casts them at each use, with the same result). Latent statistics stay float32.
+    Quantised weights become what they stand for. `hold` says which linears are held in another form: they are quantised
+    one by one as they come, and with `fp8` those that the file holds in fp8 are taken as they are, with its scales, and
+    no others. Float32 scale_shift_tables are cast like everything else: the networks compute in one dtype and would fail
+    on mixed ones (the official code casts them at each use, with the same result). Latent statistics stay float32.
     """
-    scales = dict(read(prepared.scales, device))
-    state = {
-        name: cast(name, dequantise(tensor, scales[name]) if name in scales else tensor, prepared.dtype)
-        for name, tensor in read(prepared.entries, device)
-    }
-    return assign(prepared.network, state, device)
+    network, packings = prepared.network, prepared.packings
+    own = _own_fp8(prepared) if hold == "fp8" else []
+    chosen = {f"{layer}.weight" for layer in own or layers(network, hold)}
+    scales = _read_scales(packings, device)
+    stored = {name: packings[name].weight if name in packings else entry for name, entry in prepared.entries.items()}
+    state: dict[str, Tensor] = {}
+    held: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read(stored, device):
+        if name in chosen and own:
+            held[name.removesuffix(".weight")] = _as_published(tensor, scales[name])
+            continue
+        value = _unpack(packings[name], tensor, scales[name]) if name in packings else tensor
+        if name in chosen:
+            held[name.removesuffix(".weight")] = FORMS[hold].quantise(value)
+        else:
+            state[name] = cast(name, value, prepared.dtype)
+    replace_layers(network, hold, held)
+    return assign(network, state, device)
+
+
+def _own_fp8(prepared: Prepared) -> list[str]:
+    """The linears that the file itself holds in e4m3."""
+    linears = {name for name, module in prepared.network.named_modules() if isinstance(module, nn.Linear)}
+    packed = (name.removesuffix(".weight") for name, it in prepared.packings.items() if it.weight.dtype == "F8_E4M3")
+    return [layer for layer in packed if layer in linears]
+
+
+def _as_published(weight: Tensor, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an Fp8Linear: one scale for the whole weight is one for every row."""
+    scale = scales["scale"].float().reshape(-1).expand(weight.shape[0]).contiguous()
+    tensors = {"weight": weight, "scale": scale.to(weight.device)}
+    if "input_scale" in scales:
+        tensors["input_scale"] = scales["input_scale"].float().reshape(()).to(weight.device)
+    return tensors
+
+
+def _read_scales(packings: Mapping[str, Packing], device: torch.device) -> dict[str, dict[str, Tensor]]:
+    """All scales by the name of their weight: single numbers on the CPU, block scales on the device."""
+    single: dict[str, Entry] = {}
+    blocks: dict[str, Entry] = {}
+    for name, packing in packings.items():
+        for kind in ("scale", "second", "input_scale"):
+            entry: Entry | None = getattr(packing, kind)
+            if entry is not None:
+                (blocks if packing.format == "nvfp4" and kind == "scale" else single)[f"{kind}/{name}"] = entry
+    scales: dict[str, dict[str, Tensor]] = {name: {} for name in packings}
+    for entries, home in ((single, torch.device("cpu")), (blocks, device)):
+        for label, tensor in read(entries, home):
+            kind, _, name = label.partition("/")
+            scales[name][kind] = tensor
+    return scales
+
+
+def _unpack(packing: Packing, stored: Tensor, scales: Mapping[str, Tensor]) -> Tensor:
+    if packing.format == "nvfp4":
+        return unpack_nvfp4(stored, scales["scale"], scales["second"].reshape(()).to(stored.device))
+    return dequantise(stored, scales["scale"].to(stored.device))
+
+
+def _check_dtypes(network: nn.Module, entries: Mapping[str, Entry], source: str) -> None:
+    """Whole numbers cannot stand for weights unless a packing says how."""
+    known = network.state_dict()
+    odd = [
+        f"{name} {entry.dtype}"
+        for name, entry in entries.items()
+        if name in known and known[name].is_floating_point() and entry.dtype not in (*_FLOATS, *FP8_DTYPES, "F4")
+    ]
+    if odd:
+        raise CheckpointError(f"{source} has {len(odd)} of an unexpected dtype: {', '.join(odd[:_LISTED])}")
 
 
 def account(network: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -158,70 +228,11 @@ def assign(network: nn.Module, state: dict[str, Tensor], device: torch.device) -
     return network.requires_grad_(False)
 
 
-def read(entries: Mapping[str, Entry], device: torch.device) -> Iterable[tuple[str, Tensor]]:
-    """Yield (name, tensor) straight onto the device, file by file."""
-    for file in dict.fromkeys(entry.file for entry in entries.values()):
-        with safe_open(file, framework="pt", device=str(device)) as stream:
-            for name, entry in entries.items():
-                if entry.file == file:
-                    yield name, stream.get_tensor(entry.key)
-
-
-def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
-    """bfloat16(float32(weight [out, in]) * scale), scale [] or [out, 1]: what a publisher's fp8 weight stands for."""
-    return (weight.float() * scale.float()).to(torch.bfloat16)
-
-
 def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The dtype rule for one tensor: latent statistics in float32, other floating ones in `dtype`."""
     if not tensor.is_floating_point():
         return tensor
     return tensor.to(torch.float32 if name in _STATISTICS else dtype)
-
-
-def read_config(folder: Path, file: str = "config.json") -> Config:
-    """Read a JSON config. Raises CheckpointError when it is missing or not JSON."""
-    try:
-        return json.loads((folder / file).read_text())
-    except OSError as error:
-        raise CheckpointError(f"{folder} has no readable {file}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder / file} is not JSON: {error}") from error
-
-
-def prepare_folder(root: Path, component: str, *, dtype: torch.dtype) -> Prepared:
-    """Prepare one component of a Diffusers-format folder (shards with or without an index).
-
-    Raises CheckpointError for missing files or shards, foreign classes, and anything `prepare` refuses.
-    """
-    folder = root / FOLDERS[component]
-    config = read_config(folder)
-    entries = read_headers(shards(folder, component))
-    if component == "text_encoder":
-        entries = _gemma_names(build(component, config), entries)
-    return prepare(component, config, entries, dtype=dtype, source=str(folder))
-
-
-def shards(folder: Path, component: str) -> list[Path]:
-    """The safetensors files of one component.
-
-    A folder may hold two sets (Lightricks' text encoder does): the one with the component's own stem is taken,
-    `model*` for the text encoder and `diffusion_pytorch_model*` for the rest.
-    """
-    stems = ("model", "diffusion_pytorch_model")
-    for stem in stems if component == "text_encoder" else reversed(stems):
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.exists():
-            names = sorted(set(read_config(folder, index.name)["weight_map"].values()))
-            absent = [name for name in names if not (folder / name).exists()]
-            if absent:
-                raise CheckpointError(f"{folder} is incomplete: {', '.join(absent)} missing")
-            return [folder / name for name in names]
-        if (folder / f"{stem}.safetensors").exists():
-            return [folder / f"{stem}.safetensors"]
-        if list(folder.glob(f"{stem}-*-of-*.safetensors")):
-            raise CheckpointError(f"{folder} has shards but no {index.name}")
-    raise CheckpointError(f"{folder} holds no safetensors weights")
 
 
 def _class_of(component: str, config: Config) -> type[Any]:
@@ -250,14 +261,3 @@ def _fit_statistics(network: Any) -> None:
 def tied(network: nn.Module) -> list[str]:
     """State names that share another tensor and need not be in a file."""
     return ["lm_head.weight"] if isinstance(network, Gemma3ForConditionalGeneration) else []
-
-
-def _gemma_names(network: nn.Module, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Map Gemma 3 names of every transformers release to this one's (hub files predate 4.50; 5.x moved the vision tower)."""
-
-    def canonical(name: str) -> str:
-        name = name.replace("language_model.model.", "language_model.").replace("vision_model.", "")
-        return name.removeprefix("model.").replace("language_model.lm_head.", "lm_head.")
-
-    names = {canonical(name): name for name in network.state_dict()}
-    return {names.get(canonical(name), name): entry for name, entry in entries.items()}

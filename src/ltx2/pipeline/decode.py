@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ltx2.models.fast import decoding
 from ltx2.pipeline.latents import audio_from_tokens
 from ltx2.spec.errors import InvalidOutput
 from ltx2.spec.geometry import TEMPORAL
@@ -29,26 +30,32 @@ def decode_video(models: Models, latent: Tensor, tiled: bool = False) -> Iterato
     with models.use("vae") as vae:
         mean, std = vae.latents_mean.view(1, -1, 1, 1, 1), vae.latents_std.view(1, -1, 1, 1, 1)
         raw = (latent.float() * std.float() + mean.float()).to(vae.dtype)
-        for pixels in _tiles(vae, raw) if tiled else (_decode(vae, raw),):
+        work = decoding(vae, models.fast)
+        for pixels in _tiles(work, raw) if tiled else (work(raw),):
             if not torch.isfinite(pixels.sum()):
                 raise InvalidOutput("the decoded picture has values that are not finite")
             for piece in pixels[0].split(CHUNK, dim=1):
-                frames = piece.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-                yield frames.permute(1, 2, 3, 0).contiguous().cpu()
+                yield _to_host(piece.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8))
 
 
-def _decode(vae: Any, raw: Tensor) -> Tensor:
-    """[1, C, F, H, W] -> [1, 3, 8F-7, 32H, 32W] in -1..1."""
-    return vae.decode(raw, return_dict=False)[0]
+def _to_host(frames: Tensor) -> Tensor:
+    """uint8 [3, f, H, W] -> [f, H, W, 3] on the CPU; from a GPU through pinned memory, ten times as fast."""
+    frames = frames.permute(1, 2, 3, 0).contiguous()
+    if frames.device.type != "cuda":
+        return frames
+    host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
+    host.copy_(frames, non_blocking=True)
+    torch.cuda.current_stream(frames.device).synchronize()
+    return host
 
 
-def _tiles(vae: Any, raw: Tensor) -> Iterator[Tensor]:
+def _tiles(decode: Callable[[Tensor], Tensor], raw: Tensor) -> Iterator[Tensor]:
     """Decode in time: consecutive tiles overlap, and the overlap is a linear cross-fade."""
     total = raw.shape[2]
     begin, tail = 0, None
     while True:
         end = min(begin + TILE, total)
-        pixels = _decode(vae, raw[:, :, begin:end])
+        pixels = decode(raw[:, :, begin:end])
         # A later tile's first latent frame decodes to one frame only; the frames before it come from the tile before.
         if tail is not None:
             count = tail.shape[2]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ltx2.models.velocity import NONE, Perturbation, Stream, velocity
+from ltx2.models.fast import Passes
+from ltx2.models.velocity import Perturbation, Stream
 from ltx2.pipeline.guidance import combine
 from ltx2.pipeline.latents import State
 from ltx2.pipeline.sampling import SAMPLERS, Latents, Noise
@@ -33,13 +35,24 @@ class Scene:
     negative: Context | None = None
     keyframes: Tensor | None = None
 
+    @cached_property
+    def texts(self) -> tuple[Tensor, Tensor]:
+        """Text of (video, audio), a row for each prompt: [1 or 2, S, D]. The same tensors for the whole stage."""
+        if self.negative is None:
+            return self.positive.video, self.positive.audio
+        return (
+            torch.cat([self.positive.video, self.negative.video]),
+            torch.cat([self.positive.audio, self.negative.audio]),
+        )
+
 
 def denoise(
-    transformer: nn.Module, stage: Stage, states: tuple[State, State], scene: Scene, noise: Noise
+    passes: Passes, stage: Stage, states: tuple[State, State], scene: Scene, noise: Noise
 ) -> Generator[int, None, Latents]:
     """Run a stage's sampler; yields the number of evaluations done and returns (video, audio) tokens.
 
-    The states are (video, audio); latents keep their dtype between steps.
+    `passes` are the transformer's guidance passes (`ltx2.models.fast`). The states are (video, audio); latents keep
+    their dtype between steps.
     """
 
     def settle(latents: Latents) -> Latents:
@@ -50,7 +63,7 @@ def denoise(
     try:
         latents, sigma = next(sampling)
         while True:
-            x0s = predict(transformer, stage, (latents[0], latents[1]), states, sigma, scene)
+            x0s = predict(passes, stage, (latents[0], latents[1]), states, sigma, scene)
             done += 1
             yield done
             latents, sigma = sampling.send(settle(x0s))
@@ -59,7 +72,7 @@ def denoise(
 
 
 def predict(
-    transformer: nn.Module,
+    passes: Passes,
     stage: Stage,
     latents: tuple[Tensor, Tensor],
     states: tuple[State, State],
@@ -68,59 +81,63 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Guided x0 [1, T, C] float32 of both streams at `sigma`.
 
-    The conditional and unconditional passes are two rows of one batch; each perturbed pass is a forward of its own.
+    The conditional and unconditional passes are two rows of one batch; the perturbed ones have a row each.
     """
-    video, audio = stage.video, stage.audio
-    wants_negative = video.cfg != 1 or audio.cfg != 1
-    contexts = [scene.positive, scene.negative] if wants_negative and scene.negative is not None else [scene.positive]
-    plain = _x0(transformer, latents, states, sigma, scene, contexts, NONE)
-    weak: dict[str, tuple[Tensor, Tensor]] = {}
-    if video.stg or audio.stg:
-        perturbation = Perturbation(video.stg_blocks, audio.stg_blocks)
-        weak["perturbed"] = _x0(transformer, latents, states, sigma, scene, [scene.positive], perturbation)
-    if video.modality != 1 or audio.modality != 1:
-        weak["isolated"] = _x0(
-            transformer, latents, states, sigma, scene, [scene.positive], Perturbation(isolated=True)
-        )
+    guidances = (stage.video, stage.audio)
+    wants_negative = any(guidance.cfg != 1 for guidance in guidances)
+    weak = _weak_passes(stage)
+    if not wants_negative and scene.negative is not None:
+        scene = replace(scene, negative=None)
+    plain, *others = _x0s(passes, latents, states, sigma, scene, weak)
     results = []
-    for side, guidance in enumerate((video, audio)):
-        others = {name: pair[side] for name, pair in weak.items()}
+    for side, guidance in enumerate(guidances):
+        answers = {name: pair[side] for name, pair in zip(weak, others, strict=True)}
         if wants_negative:
-            others["uncond"] = plain[side][1:]
-        results.append(combine(guidance, plain[side][:1], **others))
+            answers["uncond"] = plain[side][1:]
+        results.append(combine(guidance, plain[side][:1], **answers))
     return results[0], results[1]
 
 
-def _x0(
-    transformer: nn.Module,
+def _weak_passes(stage: Stage) -> dict[str, Perturbation]:
+    video, audio = stage.video, stage.audio
+    weak: dict[str, Perturbation] = {}
+    if video.stg or audio.stg:
+        weak["perturbed"] = Perturbation(video.stg_blocks, audio.stg_blocks)
+    if video.modality != 1 or audio.modality != 1:
+        weak["isolated"] = Perturbation(isolated=True)
+    return weak
+
+
+def _x0s(
+    passes: Passes,
     latents: tuple[Tensor, Tensor],
     states: tuple[State, State],
     sigma: float,
     scene: Scene,
-    contexts: list[Context],
-    perturbation: Perturbation,
-) -> tuple[Tensor, Tensor]:
-    """One forward with a row for every context; x0 = x - timestep * velocity in float32."""
-    dtype: torch.dtype = transformer.dtype  # pyright: ignore[reportAssignmentType] - a property of Diffusers' models
-    video = _stream(latents[0], states[0], sigma, scene.video_positions, [text.video for text in contexts], dtype)
-    audio = _stream(latents[1], states[1], sigma, scene.audio_positions, [text.audio for text in contexts], dtype)
+    weak: dict[str, Perturbation],
+) -> list[tuple[Tensor, Tensor]]:
+    """x0 = x - timestep * velocity in float32 of every pass: the plain one's rows, then one row for each weak one."""
+    texts = scene.texts
+    rows = len(texts[0])
+    video = _stream(latents[0], states[0], sigma, scene.video_positions, texts[0])
+    audio = _stream(latents[1], states[1], sigma, scene.audio_positions, texts[1])
     if scene.keyframes is not None:
-        video = replace(video, keyframes=scene.keyframes.expand(len(contexts), -1, -1))
-    moved, sounded = velocity(transformer, video, audio, perturbation)
-    return (
-        latents[0].float() - video.timesteps.unsqueeze(-1) * moved.float(),
-        latents[1].float() - audio.timesteps.unsqueeze(-1) * sounded.float(),
-    )
+        video = replace(video, keyframes=scene.keyframes.expand(rows, -1, -1))
+    timesteps = [stream.per_token()[:1].unsqueeze(-1) for stream in (video, audio)]
+    return [
+        (latents[0].float() - timesteps[0] * moved.float(), latents[1].float() - timesteps[1] * sounded.float())
+        for moved, sounded in passes(video, audio, list(weak.values()))
+    ]
 
 
-def _stream(
-    latent: Tensor, state: State, sigma: float, positions: Tensor, texts: list[Tensor], dtype: torch.dtype
-) -> Stream:
+def _stream(latent: Tensor, state: State, sigma: float, positions: Tensor, text: Tensor) -> Stream:
     """A row for every text: the same latent and positions [1, ...] with different words."""
-    rows = len(texts)
-    timesteps = (state.mask[..., 0] * sigma).expand(rows, -1)
+    rows, levels = len(text), state.levels
+    values = state.mask[..., 0] if levels is None else levels.values
+    timesteps = (values * sigma).expand(rows, -1)
     # The largest: a stream that is wholly given counts as clean for the other one.
     scalar = timesteps.amax(dim=1)
     return Stream(
-        latent.to(dtype).expand(rows, -1, -1), timesteps, scalar, positions.expand(rows, -1, -1, -1), torch.cat(texts)
-    )
+        latent.to(text.dtype).expand(rows, -1, -1), timesteps, scalar, positions.expand(rows, -1, -1, -1), text,
+        levels=None if levels is None else levels.index,
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ltx2.models.fast import passes
 from ltx2.pipeline.condition import first_frame
 from ltx2.pipeline.decode import decode_audio, decode_video
 from ltx2.pipeline.denoise import Scene, denoise
@@ -92,7 +93,9 @@ def _stage(
         else None,
     )
     with models.use("transformer") as transformer, models.lora(stage.lora):
-        run = denoise(transformer, stage, states, scene, _sampler_noise(stage, shapes, plan, models))
+        run = denoise(
+            passes(transformer, fast=models.fast), stage, states, scene, _sampler_noise(stage, shapes, plan, models)
+        )
         try:
             while True:
                 yield Progress(f"stage {number + 1}", next(run), stage.evaluations)
@@ -133,15 +136,15 @@ def _single_frames(tokens: int, first: int, models: Models) -> Tensor:
 def _write(
     models: Models, plan: Plan, out: Path, video: Tensor, sound: Tensor, tiled: bool
 ) -> Generator[Progress, None, None]:
-    """Decode and write chunk by chunk, so that the encoder works while later chunks are on their way."""
+    """Decode and write: the encoder has its own thread, and works on the picture while the sound is decoded."""
     with writing(plan, out, models.card.output_sampling_rate if plan.audio else None) as muxer:
-        if plan.audio:
-            muxer.sound(decode_audio(models, sound).numpy())
-            yield Progress("sound", 1, 1)
         for frames in decode_video(models, video, tiled):
             if muxer.count == 0:
                 yield Progress("decode", 1, 1)
             muxer.frames(frames.numpy())
             if muxer.count < plan.frames:
                 yield Progress("write", muxer.count, plan.frames)
+        if plan.audio:
+            muxer.sound(decode_audio(models, sound).numpy())
+            yield Progress("sound", 1, 1)
     yield Progress("write", plan.frames, plan.frames)

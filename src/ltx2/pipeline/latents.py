@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -64,6 +65,22 @@ def _bounds(count: int, step: int, device: torch.device | str) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """The distinct values [1, U] of a denoise mask, and which of them each token has: [T] int32."""
+
+    values: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Levels | None:
+        """The levels of a mask [1, T, 1], or None for one that is the same for all tokens [1, 1, 1]."""
+        if mask.shape[1] == 1:
+            return None
+        values, index = torch.unique(mask[0, :, 0], return_inverse=True)
+        return cls(values[None], index.to(torch.int32))
+
+
+@dataclass(frozen=True)
 class State:
     """One modality at the start of a stage: latent [B, T, C], denoise mask and clean [B, T, C].
 
@@ -74,6 +91,11 @@ class State:
     latent: Tensor
     mask: Tensor
     clean: Tensor
+
+    @cached_property
+    def levels(self) -> Levels | None:
+        """The mask's levels, found once."""
+        return Levels.of(self.mask)
 
     def settle(self, latent: Tensor) -> Tensor:
         """Put the given part of the clean latent back: latent * mask + clean * (1 - mask)."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from queue import Full, Queue
+from threading import Thread
 from typing import Any
 
 import av
@@ -20,14 +23,19 @@ from ltx2.spec.errors import GenerationFailed, RefusedRequest
 from ltx2.spec.plan import Plan
 
 CRF = "19"
+# Threads of the encoder. Below SMALL pixels a side x264 does not give the same bytes every time, least so with several.
+THREADS, SMALL = 12, 128
+# Chunks of the decoder that may wait for the encoder: all of a usual clip, so that the device is free early.
+QUEUE = 8
 BT709, LIMITED = 1, 1
 
 
 class Muxer:
     """Writes H.264 (yuv420p, bt709) and AAC into one mp4 with its index in front.
 
-    `frames` takes uint8 arrays [f, H, W, 3]; `sound` takes the whole waveform [2, S], which is cut or padded with
-    silence to the length of the picture.
+    `frames` takes uint8 arrays [f, H, W, 3] and `sound` the whole waveform [2, S], which is cut or padded with silence to
+    the length of the picture. Both return at once, in any order: a thread of its own encodes, so that decoding goes on
+    meanwhile. What goes wrong there is raised by the next call.
     """
 
     def __init__(self, container: Any, plan: Plan, sampling_rate: int | None):
@@ -39,6 +47,9 @@ class Muxer:
         self.video.time_base = 1 / plan.fps
         context = self.video.codec_context
         context.options = {"crf": CRF, "preset": "veryfast"}
+        # Whole frames in parallel, by a fixed number of threads: the file does not depend on the number of cores.
+        context.thread_type = "FRAME"
+        context.thread_count = THREADS if min(plan.width, plan.height) >= SMALL else 1
         context.color_primaries = context.color_trc = context.colorspace = BT709
         context.color_range = LIMITED
         self.sampling_rate = sampling_rate
@@ -48,28 +59,96 @@ class Muxer:
             audio.bit_rate = 192_000
             self.audio = audio
         self.count = 0
+        self._lane = Lane(QUEUE)
+        self._painters = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "to yuv")
 
     def frames(self, pixels: np.ndarray) -> None:
-        for picture in pixels:
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-            frame.pts, frame.time_base = self.count, 1 / self.plan.fps
-            self.count += 1
-            self.container.mux(self.video.encode(frame))
+        begin, self.count = self.count, self.count + len(pixels)
+        self._lane.put(lambda: self._encode(pixels, begin))
 
     def sound(self, waveform: np.ndarray) -> None:
-        if self.audio is None or self.sampling_rate is None:
-            return
+        if self.audio is not None and self.sampling_rate is not None:
+            self._lane.put(lambda: self._encode_sound(waveform))
+
+    def finish(self) -> None:
+        """Wait until everything is in the container."""
+        self._lane.put(self._flush)
+        self._lane.close()
+
+    def stop(self) -> None:
+        """Leave what is not encoded yet; nothing of this runs afterwards."""
+        self._lane.stop()
+        self._painters.shutdown(wait=True, cancel_futures=True)
+
+    def _encode(self, pixels: np.ndarray, begin: int) -> None:
+        for number, frame in enumerate(self._painters.map(_to_yuv, pixels), begin):
+            if self._lane.stopped:
+                return
+            frame.pts, frame.time_base = number, 1 / self.plan.fps
+            self.container.mux(self.video.encode(frame))
+
+    def _encode_sound(self, waveform: np.ndarray) -> None:
+        assert self.audio is not None and self.sampling_rate is not None
         length = round(Fraction(self.plan.frames) / self.plan.fps * self.sampling_rate)
         waveform = np.pad(waveform[:, :length], ((0, 0), (0, max(0, length - waveform.shape[1]))))
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform, np.float32), format="fltp", layout="stereo")
         frame.sample_rate, frame.pts = self.sampling_rate, 0
         self.container.mux(self.audio.encode(frame))
 
-    def finish(self) -> None:
+    def _flush(self) -> None:
         self.container.mux(self.video.encode(None))
         if self.audio is not None:
             self.container.mux(self.audio.encode(None))
+
+
+def _to_yuv(picture: np.ndarray) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+    return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+
+
+class Lane:
+    """A thread that does one piece of work after another; at most `room` of them wait."""
+
+    def __init__(self, room: int):
+        self.waiting: Queue[Callable[[], None] | None] = Queue(room)
+        self.error: BaseException | None = None
+        self.stopped = False
+        self.thread = Thread(target=self._work, name="encoder", daemon=True)
+        self.thread.start()
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Hand work over; waits while there is no room. Raises what earlier work raised."""
+        self._raise()
+        self.waiting.put(work)
+
+    def close(self) -> None:
+        """Wait until all work is done. Raises what any of it raised."""
+        self.waiting.put(None)
+        self.thread.join()
+        self._raise()
+
+    def stop(self) -> None:
+        """Drop what waits, and wait for what is being done."""
+        self.stopped = True
+        # Wakes the thread if it waits for work; with no room there is some to skip.
+        with suppress(Full):
+            self.waiting.put_nowait(None)
+        self.thread.join()
+
+    def _work(self) -> None:
+        while (work := self.waiting.get()) is not None:
+            # After an error work is taken and dropped, so that nobody waits for room for ever.
+            if self.error is None and not self.stopped:
+                try:
+                    work()
+                except BaseException as error:
+                    self.error = error
+            if self.stopped and self.waiting.empty():
+                return
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 @contextmanager
@@ -82,10 +161,13 @@ def writing(plan: Plan, out: Path, sampling_rate: int | None) -> Iterator[Muxer]
     try:
         with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             container.metadata["title"] = plan.prompt[:200]
-            container.metadata["comment"] = json.dumps({"ltx2": __version__, "plan": plan.as_dict()})
+            container.metadata["comment"] = json.dumps({"ltx2": __version__, "plan": _told(plan)})
             muxer = Muxer(container, plan, sampling_rate)
-            yield muxer
-            muxer.finish()
+            try:
+                yield muxer
+                muxer.finish()
+            finally:
+                muxer.stop()
         with part.open("rb") as written:
             os.fsync(written.fileno())
         part.replace(out)
@@ -95,8 +177,21 @@ def writing(plan: Plan, out: Path, sampling_rate: int | None) -> Iterator[Muxer]
         part.unlink(missing_ok=True)
 
 
+def _told(plan: Plan) -> dict[str, Any]:
+    """The Plan as a file tells it: of absolute paths the name only, for whoever gets the file may not know the folders."""
+    loras = [[_name(path), strength] for path, strength in plan.loras]
+    return plan.as_dict() | {"image": _name(plan.image), "loras": loras}
+
+
+def _name(path: str) -> str:
+    return Path(path).name if Path(path).is_absolute() else path
+
+
 def read_plan(path: str | Path) -> Plan:
-    """The Plan in a video's metadata. Raises RefusedRequest when the file is missing, no video, or holds none."""
+    """The Plan in a video's metadata; its image and LoRAs are names only where they were absolute paths.
+
+    Raises RefusedRequest when the file is missing, no video, or holds none.
+    """
     try:
         with av.open(str(path)) as container:
             comment = container.metadata.get("comment", "")

@@ -26,18 +26,39 @@ class Context:
 def embed(models: Models, texts: list[str]) -> Context:
     """Embed prompts (one row each) with all hidden states of the text encoder and the connectors.
 
-    Texts are padded on the left to the card's `text_tokens`. Raises RefusedRequest when a text is longer than that:
-    the end of a prompt is never cut off silently.
+    Texts are padded on the left to the card's `text_tokens`. Every text is embedded alone, so that its tokens do not
+    depend on what else is asked and may be remembered. Raises RefusedRequest when a text is longer than that: the end
+    of a prompt is never cut off silently.
     """
+    texts = [text.strip() for text in texts]
+    found = {text: models.recall(text) for text in texts}
+    missing = [text for text, pair in found.items() if pair is None]
+    for text, pair in zip(missing, _encode(models, missing) if missing else [], strict=True):
+        models.remember(text, pair)
+        found[text] = pair
+    pairs = [pair for text in texts if (pair := found[text]) is not None]
+    return Context(torch.cat([video for video, _ in pairs]), torch.cat([audio for _, audio in pairs]))
+
+
+def _encode(models: Models, texts: list[str]) -> list[tuple[Tensor, Tensor]]:
     ids, mask = tokenise(models.tokenizer, texts, models.card.text_tokens)
-    ids, mask = ids.to(models.device), mask.to(models.device)
+    rows = [(ids[row : row + 1], mask[row : row + 1]) for row in range(len(texts))]
     with models.use("text_encoder") as encoder:
-        # The inner model: the outer one would also compute logits over the whole vocabulary for every position.
-        states = encoder.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        states = [_states(encoder, *row, models.text_device).to(models.device) for row in rows]
+    pairs: list[tuple[Tensor, Tensor]] = []
     with models.use("connectors") as connectors:
-        stacked = torch.stack(states, dim=-1).to(connectors.dtype)
-        video, audio, _ = connectors(stacked, mask, padding_side="left")
-    return Context(video, audio)
+        for stacked, (_, valid) in zip(states, rows, strict=True):
+            stacked, valid = stacked.to(connectors.dtype), valid.to(models.device)
+            video, audio, _ = connectors(stacked, valid, padding_side="left")
+            pairs.append((video, audio))
+    return pairs
+
+
+def _states(encoder: Any, ids: Tensor, mask: Tensor, device: torch.device) -> Tensor:
+    """All hidden states [1, S, D, layers + 1]."""
+    # The inner model: the outer one would also compute logits over the whole vocabulary for every position.
+    result = encoder.model(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
+    return torch.stack(result.hidden_states, dim=-1)
 
 
 def tokenise(tokenizer: Any, texts: list[str], length: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ class Shape:
     """Sizes of the networks, enough to count tokens, operations and bytes without loading anything.
 
     The defaults are LTX-2's. `latent_channels` and `audio_channels * audio_bins` are the widths of the two token
-    streams; `text_width` is the width of a text token as it enters the transformer.
+    streams; `text_width` is the width of a text token as it enters the transformer; `lora_bytes` are those of the
+    distilled LoRA that came with the model.
     """
 
     layers: int = 48
@@ -31,6 +32,7 @@ class Shape:
     transformer_bytes: int = 37_752_349_184
     text_encoder_bytes: int = 24_374_650_080
     other_bytes: int = 6_460_000_000
+    lora_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Card:
     for the embedded one. `distilled_lora` and `upsampler` say whether those files came with the model.
     `text_tokens` is the padded prompt length, `stg_blocks` the transformer blocks that spatio-temporal guidance
     perturbs, `output_sampling_rate` in Hz is what the vocoder's config states, `image_crf` the H.264 quality at which a
-    conditioning image is re-encoded to look like the frames of the training videos (None: it is not).
+    conditioning image is re-encoded to look like the frames of the training videos (None: it is not). `preset` is what a
+    service makes of requests that name none (None: what suits the model).
     """
 
     name: str
@@ -59,6 +62,7 @@ class Card:
     max_side: int = 2048
     max_seconds: float = 20.0
     note: str = ""
+    preset: str | None = None
     shape: Shape = field(default_factory=Shape)
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 from ltx2.spec.card import Card, Shape
 from ltx2.spec.geometry import Grid
 from ltx2.spec.plan import Plan, Stage
+from ltx2.spec.precision import FLOAT_BYTES, Held, text_encoder_bytes, transformer_bytes
 
 # Measured on one H200 with torch 2.11, full-size LTX-2, eager bf16: one 768x512x97 forward takes 379 ms.
 EAGER_RATE = 416e12
@@ -23,7 +24,6 @@ DECODE_FACTOR = {"2.0": 1.0, "2.3": 1.95, "2.5": 1.95}
 # Peak beyond the weights of one eager pass, in bytes per video token and channel: 0.7 GiB at 4,992 tokens of 4,096
 # channels and 3.4 GiB at 24,576 (bf16).
 ACTIVATION_BYTES = 36.3
-FLOAT_BYTES = {"bf16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,21 @@ class Cost:
         return asdict(self)
 
 
-def need(plan: Plan, card: Card, precision: str = "bf16", price_per_hour: float = 0.0) -> Cost:
-    """Count a Plan on a checkpoint. `precision` is bf16 or fp32, `price_per_hour` in dollars."""
+def need(plan: Plan, card: Card, precision: str | Held = "bf16", price_per_hour: float = 0.0) -> Cost:
+    """Count a Plan on a checkpoint. `precision` is bf16, fp32, fp8 or a `Held`, `price_per_hour` in dollars."""
     shape = card.shape
-    width = FLOAT_BYTES[precision]
+    held = Held(precision) if isinstance(precision, str) else precision
+    width = FLOAT_BYTES[held.precision]
     stages = tuple(stage_cost(stage, plan.grid(stage), card) for stage in plan.stages)
     flops = sum(stage.flops for stage in stages)
     prompts = 2 if any(stage.video.cfg != 1 or stage.audio.cfg != 1 for stage in plan.stages) else 1
     text_flops = prompts * card.text_tokens * shape.text_encoder_bytes  # bf16: two bytes and two operations a weight
     pixels = plan.width * plan.height * plan.frames
-    weights = [part * width // 2 for part in (shape.transformer_bytes, shape.text_encoder_bytes, shape.other_bytes)]
+    weights = [
+        transformer_bytes(shape, held.precision),
+        text_encoder_bytes(shape, held),
+        shape.other_bytes * width // 2,
+    ]
     tokens = max(stage.video_tokens for stage in stages)
     activations = round(ACTIVATION_BYTES * tokens * shape.video_dim * width / 2)
     decode = round(DECODE_BYTES_PER_PIXEL * pixels * width / 2)

@@ -6,8 +6,11 @@ Ltx2Error                      code               HTTP  exit
 │   ├── CheckpointError        invalid_checkpoint  422     2    the files are not the checkpoint they should be
 │   └── NotOffered             not_offered         501     2    known to the model family, not to this engine
 ├── DoesNotFit                 exceeds_capacity    422     3    this machine cannot hold the plan
+│   └── OutOfMemory            out_of_memory       500     3    it ran out while running, also on a second, frugal try
 └── GenerationFailed           failed              500     1    it broke while running
-    └── InvalidOutput          invalid_output      500     1    the networks gave NaN or infinity
+    ├── InvalidOutput          invalid_output      500     1    the networks gave NaN or infinity, or the file is broken
+    ├── OutOfRoom              storage_full        503     1    the disk had no room for the video
+    └── WorkerCrashed          worker_crashed      500     1    the process or device that made it died; it may be tried again
 """
 
 from __future__ import annotations
@@ -69,6 +72,13 @@ class DoesNotFit(Ltx2Error):
     exit_code = 3
 
 
+class OutOfMemory(DoesNotFit):
+    """The device ran out of memory while running, and again when the plan was tried frugally."""
+
+    code = "out_of_memory"
+    status = 500
+
+
 class GenerationFailed(Ltx2Error):
     """The run broke; no file was left behind."""
 
@@ -76,6 +86,19 @@ class GenerationFailed(Ltx2Error):
 
 
 class InvalidOutput(GenerationFailed):
-    """The networks produced values that are not finite."""
+    """The networks produced values that are not finite, or the file cannot be decoded."""
 
     code = "invalid_output"
+
+
+class OutOfRoom(GenerationFailed):
+    """The disk had no room for the video; nothing was left behind."""
+
+    code = "storage_full"
+    status = 503
+
+
+class WorkerCrashed(GenerationFailed):
+    """The process that made the video died, or its device did: only another process can go on."""
+
+    code = "worker_crashed"

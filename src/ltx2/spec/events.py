@@ -8,7 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Progress:
-    """Step `step` of `steps` of a phase is done: text, stage 1, upsample, stage 2, decode, sound."""
+    """Step `step` of `steps` of a phase is done: text, stage 1, upsample, stage 2, decode, write, sound, write.
+
+    Frames are written as they come; the last step of `write` comes when the file is complete, sound and all.
+    """
 
     phase: str
     step: int

@@ -128,6 +128,8 @@ def _stage_from(data: dict[str, Any]) -> Stage:
 
 def default_preset(card: Card) -> str:
     """The preset of a request that names none."""
+    if card.preset is not None:
+        return card.preset
     if card.family in DEFAULT_PRESET:
         return DEFAULT_PRESET[card.family]
     if card.kind == "distilled":

@@ -10,7 +10,12 @@ from pathlib import Path
 from ltx2.spec.errors import RefusedRequest
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "bf16", "fp32")
+PRECISIONS = ("auto", "bf16", "fp32", "fp8")
+TEXT_PRECISIONS = ("auto", "int8", "int4")
+LORA_MODES = ("auto", "merged", "added")
+# Of embedded prompts: about 16 MB each with the published models.
+PROMPT_MEMORY_BYTES = 256 * 2**20
+PROMPT_DISK_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -18,8 +23,11 @@ class Settings:
     """What does not belong to a video but to the machine that makes it.
 
     `model` is tiny, a folder, a file or a hub id (None: the embedded model, and the CLI says so). `device` auto means
-    cuda if there is one; `precision` auto means bf16 on cuda and fp32 on a CPU. `cache` is the folder of downloaded
-    models (None: the usual one of the Hugging Face hub). `price_per_hour` is the price of one GPU in dollars.
+    cuda if there is one; `precision` auto means bf16 on cuda and fp32 on a CPU, fp8 holds the transformer so. `cache` is
+    the folder of downloaded models (None: the usual one of the Hugging Face hub). `price_per_hour` is the price of one
+    GPU in dollars. `text_encoder_precision` auto means as `precision`, `text_encoder_device` auto means as `device`.
+    `lora_mode` auto merges LoRAs into weights, but adds them at run time to fp8. `prompt_cache` is memory, off, or the
+    folder where embedded prompts are kept. `fast` off is the plain path of the transformer: the same result, slower.
     """
 
     model: str | None = None
@@ -27,10 +35,16 @@ class Settings:
     precision: str = "auto"
     cache: Path | None = None
     price_per_hour: float = 4.54
+    text_encoder_precision: str = "auto"
+    text_encoder_device: str = "auto"
+    lora_mode: str = "auto"
+    prompt_cache: str = "memory"
+    fast: bool = True
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
-        """Read LTX2_MODEL, LTX2_DEVICE, LTX2_PRECISION, LTX2_CACHE and LTX2_PRICE_PER_HOUR; empty means unset.
+        """Read LTX2_MODEL, LTX2_DEVICE, LTX2_PRECISION, LTX2_CACHE, LTX2_PRICE_PER_HOUR, LTX2_TEXT_ENCODER_PRECISION,
+        LTX2_TEXT_ENCODER_DEVICE, LTX2_LORA_MODE, LTX2_PROMPT_CACHE and LTX2_FAST; empty means unset.
 
         Raises RefusedRequest for a value that cannot be used.
         """
@@ -41,7 +55,18 @@ class Settings:
         _check("LTX2_PRECISION", precision, PRECISIONS)
         cache = Path(given["cache"]).expanduser() if "cache" in given else None
         price = _price(given.get("price_per_hour", str(cls.price_per_hour)))
-        return cls(given.get("model"), device, precision, cache, price)
+        text_precision = given.get("text_encoder_precision", cls.text_encoder_precision)
+        text_device = given.get("text_encoder_device", cls.text_encoder_device)
+        lora_mode = given.get("lora_mode", cls.lora_mode)
+        _check("LTX2_TEXT_ENCODER_PRECISION", text_precision, TEXT_PRECISIONS)
+        _check("LTX2_TEXT_ENCODER_DEVICE", text_device.partition(":")[0], DEVICES)
+        _check("LTX2_LORA_MODE", lora_mode, LORA_MODES)
+        fast = given.get("fast", "on")
+        _check("LTX2_FAST", fast, ("on", "off"))
+        return cls(
+            given.get("model"), device, precision, cache, price,
+            text_precision, text_device, lora_mode, given.get("prompt_cache", cls.prompt_cache), fast == "on",
+        )  # fmt: skip
 
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,0 +1,122 @@
+"""The fast paths of the transformer and of the video decoder, over the same weights as the slow ones.
+
+`passes(transformer)` is what a denoising stage asks, and `ltx2.models.velocity.velocities` its slow twin;
+`decoding(vae)` is what the decoder asks, and `vae.decode` its slow twin.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ltx2.models.fast import decoder
+from ltx2.models.fast.attention import preferring
+from ltx2.models.fast.forward import Forward, unsupported
+from ltx2.models.fast.graphs import CudaRecorder, Graphs
+from ltx2.models.fast.ops import Ops, choose
+from ltx2.models.fast.stage import Constant, given, same_stage
+from ltx2.models.velocity import Perturbation, Stream, velocities
+
+log = logging.getLogger(__name__)
+
+GRAPH_TOKENS = 16_384
+"""Rows times video tokens up to which launching kernels may cost more than running them."""
+
+_TWIN = "_ltx2_twin"
+
+Passes = Callable[[Stream, Stream, Sequence[Perturbation]], list[tuple[Tensor, Tensor]]]
+"""Velocities of the plain pass over all rows of (video, audio), then of each weak pass over the first row."""
+
+
+def passes(transformer: nn.Module, fast: bool = True) -> Passes:
+    """The guidance passes of one stage: the fast ones, or, said aloud, the slow ones where those cannot be.
+
+    To be asked anew for every stage and after every change of weights: text keys are remembered in between.
+    """
+    reason = unsupported(transformer) if fast else "it was asked for"
+    if reason is None:
+        return Stage(_twin(transformer))
+    if fast:
+        log.warning("the transformer takes its slow path: %s", reason)
+
+    def slow(video: Stream, audio: Stream, weak: Sequence[Perturbation] = ()) -> list[tuple[Tensor, Tensor]]:
+        return velocities(transformer, video, audio, weak)
+
+    return slow
+
+
+def decoding(vae: nn.Module, fast: bool = True) -> Callable[[Tensor], Tensor]:
+    """What decodes latents [1, C, F, H, W] to pixels [1, 3, 8F-7, 32H, 32W] in -1..1: fast, or, said aloud, plainly."""
+    reason = decoder.unsupported(vae) if fast else "it was asked for"
+    if reason is None:
+        return lambda latent: decoder.decode(vae, latent, choose(latent.device))
+    if fast:
+        log.warning("the video decoder takes its slow path: %s", reason)
+    owner: Any = vae
+    return lambda latent: owner.decode(latent, return_dict=False)[0]
+
+
+class Twin:
+    """A transformer's fast forward and its graphs, kept as long as the transformer lives."""
+
+    def __init__(self, transformer: Any, ops: Ops | None = None, graphs: Graphs | None = None):
+        device = next(transformer.parameters()).device
+        self.forward = Forward(transformer, ops or choose(device))
+        self.graphs = graphs or (Graphs(CudaRecorder()) if device.type == "cuda" else None)
+
+
+class Stage:
+    """The fast passes of one stage."""
+
+    def __init__(self, twin: Twin):
+        self.twin = twin
+        self.streams: tuple[Stream, Stream] | None = None
+        self.constant: Constant | None = None
+
+    def __call__(self, video: Stream, audio: Stream, weak: Sequence[Perturbation] = ()) -> list[tuple[Tensor, Tensor]]:
+        """As `Passes`. Raises ValueError when STG is asked of a transformer built without perturbed attention."""
+        forward = self.twin.forward
+        if any(one.video_blocks or one.audio_blocks for one in weak) and not forward.config.perturbed_attn:
+            raise ValueError("the transformer was built with perturbed_attn=False: STG would be a no-op")
+        with preferring(video.latent.device):
+            constant = self._constant(video, audio)
+            now = given(video, audio)
+            graphs = self.twin.graphs
+            if graphs is None or video.latent.shape[0] * video.latent.shape[1] > GRAPH_TOKENS:
+                return forward.evaluate(now, constant, weak)
+            weak = tuple(weak)
+            shapes = tuple(tensor.shape for pair in now for tensor in pair)
+            key = (
+                weak,
+                shapes,
+                video.context.shape,
+                video.levels is None,
+                audio.levels is None,
+                constant.marks is None,
+            )
+            return graphs.run(key, lambda *inputs: forward.evaluate(inputs[0], inputs[1], weak), now, constant, self)
+
+    def forget(self) -> None:
+        """Compute what stays the same anew: its tensors were given to another stage."""
+        self.streams = self.constant = None
+
+    def _constant(self, video: Stream, audio: Stream) -> Constant:
+        known = self.streams
+        if known and self.constant and same_stage(known[0], video) and same_stage(known[1], audio):
+            return self.constant
+        self.streams, self.constant = (video, audio), self.twin.forward.constant(video, audio)
+        return self.constant
+
+
+def _twin(transformer: Any) -> Twin:
+    """The transformer's twin, which lives on it and with it; made anew when its weights have moved."""
+    twin: Twin | None = transformer.__dict__.get(_TWIN)
+    if twin is None or twin.forward.stale():
+        # Dropped first, so that its graphs and joined weights are gone before new ones come.
+        transformer.__dict__.pop(_TWIN, None)
+        del twin
+        transformer.__dict__[_TWIN] = twin = Twin(transformer)
+    return twin

@@ -1,0 +1,67 @@
+"""How networks hold their weights, in words and bytes: which precisions there are and which layers each of them leaves alone.
+
+Names: `bf16` and `fp32` hold every network so. `fp8` holds most linears of the transformer in float8 e4m3 and the rest
+in bf16. The text encoder may be held on its own, as `int8` or `int4`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ltx2.spec.card import Shape
+
+# Bytes of an element that is held plainly, by the name of the precision.
+FLOAT_BYTES = {"bf16": 2, "fp32": 4, "fp8": 2}
+# Bytes of a linear weight of the text encoder with its scales, one float32 a row or two float16 for every group of 32;
+# and the share of Gemma 3 12B's weights that are such linears (the rest is the embedding and the vision tower).
+_COMPACT_BYTES = {"int8": 1.0, "int4": 0.625}
+_LINEARS = 0.88
+# Blocks of 48 that stay as they are: the first and the last five, as in the published fp8 files of LTX-2.
+_FIRST, _LAST, _OF = 1, 5, 48
+
+
+@dataclass(frozen=True)
+class Held:
+    """How a model is held on a device, in words.
+
+    `precision` is bf16, fp32 or fp8; `text_encoder` auto (as `precision`), int8, int4, or elsewhere (on another device);
+    `loras` merged, added, or auto.
+    """
+
+    precision: str = "bf16"
+    text_encoder: str = "auto"
+    loras: str = "auto"
+
+    @property
+    def merges(self) -> bool:
+        """Whether LoRAs are merged into weights, whose originals are kept meanwhile."""
+        return self.loras == "merged" or (self.loras == "auto" and self.precision != "fp8")
+
+
+def fp8_blocks(layers: int) -> range:
+    """The transformer blocks whose linears are held in fp8 when this engine quantises: all but the first and last ones."""
+    return range(_FIRST, max(_FIRST, layers - max(1, round(layers * _LAST / _OF))))
+
+
+def transformer_bytes(shape: Shape, precision: str) -> int:
+    """Bytes of the transformer's weights. Shape counts bf16; an fp8 weight takes one byte of the two."""
+    if precision != "fp8":
+        return shape.transformer_bytes * FLOAT_BYTES[precision] // 2
+    return shape.transformer_bytes - len(fp8_blocks(shape.layers)) * block_weights(shape)
+
+
+def text_encoder_bytes(shape: Shape, held: Held) -> int:
+    """Bytes of the text encoder's weights on the device. Shape counts bf16."""
+    plain = shape.text_encoder_bytes * FLOAT_BYTES[held.precision] // 2
+    if held.text_encoder == "elsewhere":
+        return 0
+    if held.text_encoder == "auto":
+        return plain
+    compact = _LINEARS * shape.text_encoder_bytes * _COMPACT_BYTES[held.text_encoder] / 2
+    return round((1 - _LINEARS) * plain + compact)
+
+
+def block_weights(shape: Shape) -> int:
+    """Elements of the linears of one block that fp8 holds: six attentions and two feed-forwards, without gate logits."""
+    wide, narrow = shape.video_dim, shape.audio_dim
+    return 16 * wide**2 + 20 * narrow**2 + 4 * wide * narrow

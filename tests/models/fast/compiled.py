@@ -1,0 +1,96 @@
+"""Run by test_kernels: compiles every kernel for sm_90 at the sizes of LTX-2, which needs no GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ltx2.models.fast import kernels
+
+HOPPER = GPUTarget("cuda", 90, 32)
+# Sizes and strides that the launches pass; those of rows are multiples of 16.
+ALIGNED = (
+    "gate_row",
+    "gate_level",
+    "row_0",
+    "level_0",
+    "row_1",
+    "level_1",
+    "stride_batch",
+    "stride_token",
+    "logits_row",
+)
+WHOLE = (*ALIGNED, "tokens", "batches", "positions", "frames", "height", "width", "front")
+POINTERS = {"index": "*i32", "rows_0": "*fp32", "rows_1": "*fp32", "scales": "*fp32", "cos": "*fp32", "sin": "*fp32"}
+FP8_OUTPUTS = ("normal_0", "normal_1")
+
+
+def main() -> None:
+    for fp8 in (False, True):
+        for targets in (0, 1, 2):
+            constants = {
+                "DIM": 4096,
+                "BLOCK": 4096,
+                "ADDS": True,
+                "GATED": True,
+                "INDEXED": targets == 1,
+                "TARGETS": targets,
+            }
+            show(
+                kernels._residual_norm,
+                {**constants, "AFFINE_0": True, "AFFINE_1": targets == 2, "QUANTISE": fp8},
+                8,
+                fp8,
+            )
+        gates = {"HEADS": 32, "WIDTH": 128, "BLOCK_HEADS": 32, "BLOCK_WIDTH": 128, "QUANTISE": fp8}
+        show(kernels._gate_heads, gates, 8, fp8)
+        show(kernels._pointwise, {"DIM": 16384, "BLOCK": 16384, "GELU": True, "QUANTISE": fp8}, 16, fp8)
+    for half in (64, 32):
+        heads = {"DIM": 64 * half, "HALF": half, "ROTATES": half == 64, "BLOCK_HEADS": 32, "BLOCK_HALF": half}
+        show(kernels._normalise_heads, heads, 8, False)
+    for channels, normalises in ((128, True), (1024, False)):
+        padding = {
+            "CHANNELS": channels,
+            "BLOCK": channels,
+            "ROWS": 2048 // channels,
+            "NORMALISES": normalises,
+            "REFLECTS": normalises,
+        }
+        show(kernels._pad, {**padding, "FRAMES_OUT": 99}, 4, False)
+
+
+def show(kernel: Any, constants: dict[str, Any], warps: int, fp8: bool) -> None:
+    """Compile, and say whether rows are stored sixteen bytes at a time."""
+    names = [parameter.name for parameter in kernel.params]
+    types = {name: _type(name, name in constants, fp8 and "out" in names and name == "out") for name in names}
+    if fp8:
+        types |= {name: "*fp8e4nv" for name in FP8_OUTPUTS if name in types}
+        if kernel is kernels._residual_norm:
+            types["out"] = "*bf16"
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(names)
+        if types[name].startswith("*") or (name in ALIGNED and name not in constants)
+    }
+    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
+    made = triton.compile(source, target=HOPPER, options={"num_warps": warps})
+    assert made.asm["cubin"]
+    wide = any(
+        f"st.global.v{n}" in made.asm["ptx"].replace(".b32", "") or f".v{n}.b32" in made.asm["ptx"] for n in (4, 2)
+    )
+    print(kernel.__name__, constants, "wide" if wide else "narrow")
+
+
+def _type(name: str, constant: bool, fp8: bool) -> str:
+    if constant:
+        return "constexpr"
+    if fp8:
+        return "*fp8e4nv"
+    return "fp32" if name == "eps" else "i32" if name in WHOLE else POINTERS.get(name, "*bf16")
+
+
+if __name__ == "__main__":
+    main()
