@@ -154,7 +154,7 @@ def test_a_first_frame_is_kept(engine: Engine, tmp_path: Path) -> None:
     out = tmp_path / "clip.mp4"
     plan = _plan(engine, preset="dev", steps=2, image=str(image))
     _run(engine, plan, out)
-    assert out.exists() and read_plan(out).image == str(image)
+    assert out.exists() and read_plan(out).image == "first.png"
 
 
 def test_an_overlong_prompt_is_refused_not_cut(engine: Engine, tmp_path: Path) -> None:

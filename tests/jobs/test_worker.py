@@ -244,3 +244,23 @@ def test_a_plan_of_another_version_fails_as_such(store: Store, shelf: Shelf) -> 
 
 def test_worker_names_are_never_given_twice() -> None:
     assert len({unique_name() for _ in range(100)}) == 100
+
+
+def test_a_worker_that_is_not_ready_leaves_the_jobs_to_others(store: Store, shelf: Shelf) -> None:
+    job, stop, ready = add(store), threading.Event(), threading.Event()
+    asked = threading.Semaphore(0)
+
+    def is_ready() -> bool:
+        asked.release()
+        return ready.is_set()
+
+    worker = Worker(store, film, shelf, pace=QUICK, ready=is_ready)
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    for _ in range(3):
+        assert asked.acquire(timeout=30)
+    assert store.get("ann", job.id).state == "queued"
+    ready.set()
+    wait_for(lambda: store.get("ann", job.id).state == "done")
+    stop.set()
+    thread.join()

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from ltx2.engine import memory
+from ltx2.engine.faults import explained, frugal, is_out_of_memory, release
 from ltx2.models.components import Models
 from ltx2.pipeline.generate import generate
-from ltx2.spec.errors import DoesNotFit, GenerationFailed, Ltx2Error
-from ltx2.spec.events import Event, Finished, Progress
+from ltx2.spec.errors import OutOfMemory
+from ltx2.spec.events import Event, Finished, Progress, Retrying
 from ltx2.spec.plan import Plan
 
 
@@ -28,31 +29,46 @@ class Engine:
         """Make the Plan's video at `out`, yielding events; the last one is `Finished`.
 
         Closing the generator cancels within one evaluation of the denoiser. On any failure nothing is left at `out`
-        that was not there before. Raises DoesNotFit before the work starts when the device is too small, or when it
-        runs out of memory later; InvalidOutput for values that are not finite; GenerationFailed for anything else.
+        that was not there before. When the device runs out of memory, the plan is tried once more frugally, after a
+        `Retrying`. Raises DoesNotFit before the work starts when the device is too small; OutOfMemory when the frugal
+        try ran out, too; InvalidOutput for values that are not finite; OutOfRoom when the disk is full; WorkerCrashed
+        when the device is lost to this process; GenerationFailed for anything else.
         """
         fit = self.check_fits(plan)
         clock = _Clock(self.models.device)
-        try:
-            for progress in generate(self.models, plan, out, tiled=fit.tiled):
-                clock.mark(progress)
-                yield progress
-        except torch.OutOfMemoryError as error:
-            raise DoesNotFit(
+        ran_out = yield from self._attempt(plan, out, fit.tiled, clock)
+        if ran_out:
+            yield Retrying("the device ran out of memory: once more with less, which is slower")
+            with frugal(self.models):
+                ran_out = yield from self._attempt(plan, out, True, clock)
+        if ran_out:
+            raise OutOfMemory(
                 f"the device ran out of memory at {plan.width}x{plan.height}, {plan.frames} frames",
                 hint="ask for a smaller size or fewer frames",
-            ) from error
-        except (Ltx2Error, GeneratorExit, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            raise GenerationFailed(f"{type(error).__name__}: {error}") from error
+            )
         yield Finished(out, plan.seed, clock.total(), clock.peak_bytes(), clock.timings)
+
+    def _attempt(self, plan: Plan, out: Path, tiled: bool, clock: _Clock) -> Generator[Event, None, bool]:
+        """Try to make the video; the return value says whether memory ran out."""
+        try:
+            for progress in generate(self.models, plan, out, tiled=tiled):
+                clock.mark(progress)
+                yield progress
+            return False
+        except Exception as error:
+            if not is_out_of_memory(error):
+                reason = explained(error, self.models.device)
+                if reason is error:
+                    raise
+                raise reason from error
+        # Only here, beyond the handler, nothing holds the frames of the failed try, and with them its tensors.
+        release(self.models.device)
+        return True
 
     def check_fits(self, plan: Plan) -> memory.Fit:
         """Whether the Plan fits beside the loaded weights. Raises DoesNotFit, naming what would."""
         models = self.models
-        precision = "fp32" if models.dtype == torch.float32 else "bf16"
-        return memory.check(plan, models.card, models.device, precision, loaded=models.residency.policy == "resident")
+        return memory.check(plan, models.card, models.device, models.held, loaded=models.residency.policy == "resident")
 
     def warm_up(self, plan: Plan) -> float:
         """Make the Plan's video once and throw it away, so that kernels and caches for its shapes are ready.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Callable
@@ -22,6 +23,10 @@ T = TypeVar("T")
 # Before 3.51.3 two connections in WAL mode can corrupt the file when the log is reset.
 WAL_IS_SAFE = (3, 51, 3)
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "ceph", "glusterfs", "fuse.sshfs"}
+# What SQLite says of a file that others hold, and of a disk that is read-only, failing, or out of descriptors.
+READ_ONLY = "readonly database"
+AWAY = ("locked", "busy", READ_ONLY, "disk I/O error", "unable to open database file")
+DAMAGED = ("malformed", "not a database", "unsupported file format", "Could not decode to UTF-8")
 # A worker that is stopped inside a transaction must not hold its locks for ever.
 POSTGRES_OPTIONS = "-c idle_in_transaction_session_timeout=10s -c lock_timeout=10s -c synchronous_commit=on"
 
@@ -38,9 +43,14 @@ class Database:
         self.patience = patience
         self.process = os.getpid()
         self.engine = _sqlite(self.url) if self.is_sqlite else _postgres(self.url)
-        if self.is_sqlite:
-            self.read(_check_file)
-        self.write(_prepare)
+        try:
+            if self.is_sqlite:
+                self.read(_check_file)
+            self.write(_prepare)
+        except DBAPIError as error:
+            if self.is_sqlite:
+                raise _wreck(str(error.orig)) from error
+            raise
 
     @property
     def is_sqlite(self) -> bool:
@@ -73,18 +83,28 @@ class Database:
         )
         try:
             return patient(self._once, kind, act)
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:
+            cause = _cause(error)
             if _full(error):
                 raise StorageFull("the database is full", hint="free some space; nothing was written") from error
             if _damaged(error):
-                raise _wreck(str(error.orig)) from error
+                raise _wreck(str(cause)) from error
             if _passing(error):
-                raise StoreUnavailable(f"the database does not answer: {error.orig}") from error
+                raise StoreUnavailable(f"the database does not answer: {cause}") from error
             raise
+        except json.JSONDecodeError as error:
+            # Only what stands in a row is decoded in a transaction, and it was JSON when it was written.
+            raise _wreck("a row cannot be read") from error
 
     def _once(self, kind: str, act: Callable[[Connection], T]) -> T:
-        with self.engine.connect().execution_options(ltx2=kind) as connection, connection.begin():
-            return act(connection)
+        try:
+            with self.engine.connect().execution_options(ltx2=kind) as connection, connection.begin():
+                return act(connection)
+        except (DBAPIError, sqlite3.Error) as error:
+            if READ_ONLY in str(_cause(error)):
+                # A connection that was opened while the disk could not be written stays like that.
+                self.engine.dispose()
+            raise
 
 
 def clock(connection: Connection) -> float:
@@ -173,24 +193,32 @@ def _prepare(connection: Connection) -> None:
     migrate(connection)
 
 
+def _cause(error: BaseException) -> BaseException | None:
+    """The driver's error; one while a connection is opened comes without SQLAlchemy around it."""
+    return error.orig if isinstance(error, DBAPIError) else error
+
+
 def _passing(error: BaseException) -> bool:
     """Whether the same transaction may work a moment later."""
-    if not isinstance(error, DBAPIError) or _full(error):
+    cause = _cause(error)
+    if _full(error) or _damaged(error):
         return False
-    if isinstance(error.orig, sqlite3.Error):
-        return "locked" in str(error.orig) or "busy" in str(error.orig)
+    if isinstance(cause, sqlite3.Error):
+        return any(words in str(cause) for words in AWAY)
+    if not isinstance(error, DBAPIError):
+        return False
     # Restart, lost connection, deadlock, serialisation failure, a session ended by its timeout.
     return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError, InternalError))
 
 
-def _full(error: DBAPIError) -> bool:
-    return "disk is full" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "53100"
+def _full(error: BaseException) -> bool:
+    cause = _cause(error)
+    return "disk is full" in str(cause) or getattr(cause, "sqlstate", None) == "53100"
 
 
-def _damaged(error: DBAPIError) -> bool:
-    return isinstance(error.orig, sqlite3.DatabaseError) and any(
-        word in str(error.orig) for word in ("malformed", "not a database")
-    )
+def _damaged(error: BaseException) -> bool:
+    cause = _cause(error)
+    return isinstance(cause, sqlite3.DatabaseError) and any(words in str(cause) for words in DAMAGED)
 
 
 def _wreck(what: str) -> WrongStore:

@@ -25,6 +25,10 @@ class Shelf:
 
     folder: Path
 
+    def takes_files(self) -> bool:
+        """Whether the folder is there and can be written, as that of a failing disk, made read-only, cannot."""
+        return os.access(self.folder, os.W_OK | os.X_OK)
+
     def draft(self, claim: Claim) -> Path:
         """A fresh place for the engine to write the video of this attempt."""
         part = self._part(claim)

@@ -91,9 +91,13 @@ class Store:
 
     # The house
 
-    def sweep(self) -> sweep.Swept:
-        """Free the jobs of dead workers, end those that are too late, delete old records."""
-        return self.database.write(sweep.sweep, self.rules)
+    def sweep(self, forget: bool = True) -> sweep.Swept:
+        """Free the jobs of dead workers, end those that are too late and, if asked to forget, delete old records."""
+        return self.database.write(sweep.sweep, self.rules, forget)
+
+    def now(self) -> float:
+        """Seconds since 1970 by the database's clock."""
+        return self.database.read(sweep.now)
 
     def withering(self) -> Sequence[Job]:
         """Jobs whose files are to be deleted."""

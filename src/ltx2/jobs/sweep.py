@@ -16,6 +16,8 @@ from ltx2.jobs.tables import JOBS, OUTBOX
 
 # Rows of one sweep: a short transaction, and a wrong clock cannot empty the house at once.
 BATCH = 100
+# Times a lease; workers of one queue may have rules of their own.
+FAR = 20
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,23 @@ class Swept:
     deleted: int
 
 
-def sweep(connection: Connection, rules: Rules) -> Swept:
-    """One round over the queue; rows that others hold wait for the next."""
+def now(connection: Connection) -> float:
+    """Seconds since 1970 by the clock that everything here goes by."""
+    return clock(connection)
+
+
+def sweep(connection: Connection, rules: Rules, forget: bool = True) -> Swept:
+    """One round over the queue; rows that others hold wait for the next. `forget` says whether to delete old records."""
     now = clock(connection)
-    lost = _take(connection, and_(JOBS.c.state == "running", JOBS.c.lease_until <= now))
+    # A lease that ends later than any lease can was given before the clock was set back.
+    over = or_(JOBS.c.lease_until <= now, JOBS.c.lease_until > now + FAR * rules.lease)
+    lost = _take(connection, and_(JOBS.c.state == "running", over))
     for job in lost:
         requeue(connection, job, rules, counted=True)
     expired = _take(connection, and_(JOBS.c.state == "queued", JOBS.c.deadline <= now))
     for job in expired:
         end(connection, job, EXPIRED, rules)
-    return Swept(len(lost), len(expired), _forget(connection, now, rules))
+    return Swept(len(lost), len(expired), _forget(connection, now, rules) if forget else 0)
 
 
 def withering(connection: Connection) -> Sequence[Job]:

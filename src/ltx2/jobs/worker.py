@@ -43,6 +43,11 @@ def unique_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
+def always() -> bool:
+    """The engine in this process: whoever can ask can work."""
+    return True
+
+
 def accept(plan: Plan, path: Path) -> tuple[str, ...]:
     """The inspection that only asks for a file with something in it. Raises GenerationFailed."""
     if not path.is_file() or not path.stat().st_size:
@@ -54,7 +59,8 @@ def accept(plan: Plan, path: Path) -> tuple[str, ...]:
 class Worker:
     """One engine at the queue, one job at a time.
 
-    `store` and `shelf` are shared with other workers; `name` must be unique for each process that ever runs.
+    `store` and `shelf` are shared with other workers; `name` must be unique for each process that ever runs. No job is
+    taken while `ready` says no, or the shelf takes no files: a worker that cannot work leaves the jobs to others.
     """
 
     store: Store
@@ -63,12 +69,13 @@ class Worker:
     name: str = field(default_factory=unique_name)
     pace: Pace = field(default_factory=Pace)
     inspect: Inspect = accept
+    ready: Callable[[], bool] = always
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; then the current job has `pace.drain` seconds before it goes back to the queue."""
         while not stop.is_set():
             try:
-                claim = self.store.claim(self.name)
+                claim = self.store.claim(self.name) if self.ready() and self.shelf.takes_files() else None
                 if claim is None:
                     stop.wait(self.pace.poll)
                 else:

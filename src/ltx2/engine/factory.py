@@ -1,0 +1,119 @@
+"""The engine that a child process makes: which model, on which device, and warm before the first job comes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltx2.models.describe import Source, read_card
+from ltx2.spec.errors import RefusedRequest
+from ltx2.spec.plan import Plan
+from ltx2.spec.precision import Held
+from ltx2.spec.settings import Settings
+
+if TYPE_CHECKING:
+    from ltx2.engine.child import Generate
+    from ltx2.models.embeddings import Embeddings
+
+# What a machine's settings say about the model beyond its device and precision.
+WORDS = ("text_encoder_precision", "text_encoder_device", "lora_mode", "prompt_cache", "fast")
+
+
+def options(
+    source: Source,
+    device: str = "auto",
+    precision: str = "auto",
+    warm_up: Plan | None = None,
+    machine: Settings | None = None,
+) -> dict[str, Any]:
+    """What `make` needs to know, ready for the pipe; the child makes the `warm_up` plan once before it is ready.
+
+    Of `machine` count the words about text encoder, LoRAs, embedded prompts and fast paths.
+    """
+    named = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(source).items()}
+    words = {name: getattr(machine or Settings(), name) for name in WORDS}
+    warm = warm_up.as_dict() if warm_up else None
+    return {"source": named, "device": device, "precision": precision, "warm_up": warm, "machine": words}
+
+
+def make(given: Mapping[str, Any]) -> Generate:
+    """Load the model of `options` and return what makes its videos.
+
+    Raises UnknownModel and CheckpointError for what is no model, DoesNotFit before weights are read when the device
+    cannot hold them and the warm-up plan, RefusedRequest for a device that is not there, and says what is wrong with it.
+    """
+    source = source_of(given["source"])
+    card = read_card(source)
+    import torch
+
+    from ltx2.engine import memory
+    from ltx2.engine.engine import Engine
+    from ltx2.models.components import Holding, load
+
+    words, device = given["machine"], device_of(given["device"])
+    held = _held(given, device)
+    holding = Holding.named(
+        held.precision, words["text_encoder_precision"], words["text_encoder_device"], words["lora_mode"]
+    )
+    warm_up = Plan.from_dict(given["warm_up"]) if given["warm_up"] else None
+    if warm_up:
+        memory.check(warm_up, card, torch.device(device), held, loaded=False)
+    dtype = torch.float32 if held.precision == "fp32" else torch.bfloat16
+    embeddings = _embeddings(words["prompt_cache"])
+    models = load(source, device=device, dtype=dtype, holding=holding, embeddings=embeddings)
+    models.fast = words["fast"]
+    engine = Engine(models)
+    if warm_up:
+        engine.warm_up(warm_up)
+    return engine.generate
+
+
+def _held(given: Mapping[str, Any], device: str) -> Held:
+    words, precision = given["machine"], given["precision"]
+    if precision == "auto":
+        precision = "bf16" if device.startswith("cuda") else "fp32"
+    elsewhere = words["text_encoder_device"] not in ("auto", device)
+    return Held(precision, "elsewhere" if elsewhere else words["text_encoder_precision"], words["lora_mode"])
+
+
+def _embeddings(where: str) -> Embeddings | None:
+    from ltx2.models.embeddings import Embeddings
+
+    if where == "off":
+        return None
+    return Embeddings() if where == "memory" else Embeddings(Path(where).expanduser())
+
+
+def source_of(named: Mapping[str, Any]) -> Source:
+    """The Source that `options` wrote down."""
+    files = {name: Path(named[name]) for name in ("text_encoder", "upsampler", "distilled_lora") if named[name]}
+    return Source(**{**named, **files})
+
+
+def device_of(name: str) -> str:
+    """cpu or cuda[:number]; auto is cuda if there is one. Raises RefusedRequest with what the driver says."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RefusedRequest(f"device: there is no {name} here: {_trouble()}", knob="device", hint="cpu works")
+    return name
+
+
+def _trouble() -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        return "this build of torch knows no CUDA"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden == "":
+        return "CUDA_VISIBLE_DEVICES hides every GPU"
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return "no GPU was found"

@@ -1,0 +1,93 @@
+"""What to make of an error in a run: too little memory, a full disk, a device that is lost to this process."""
+
+from __future__ import annotations
+
+import errno
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from ltx2.models.components import Models
+from ltx2.models.residency import Residency
+from ltx2.spec.errors import GenerationFailed, Ltx2Error, OutOfRoom, WorkerCrashed
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether less memory would have helped. A CPU's allocator raises a plain RuntimeError."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def explained(error: Exception, device: torch.device) -> Ltx2Error:
+    """The error of the tree for one that broke a run; those of the tree stay what they are."""
+    if any(isinstance(cause, OSError) and cause.errno in FULL for cause in _causes(error)):
+        return OutOfRoom("there was no room for the video", hint="free some space")
+    if isinstance(error, Ltx2Error):
+        return error
+    if is_lost(device):
+        return WorkerCrashed(f"the device was lost: {_first_line(error)}", hint="another process may work")
+    return GenerationFailed(f"{type(error).__name__}: {error}")
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether the device answers no more: after an illegal access or a failed assertion every later call fails."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).add_(1).item()
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
+
+
+def release(device: torch.device) -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def frugal(models: Models) -> Iterator[None]:
+    """Inside the block networks wait on the CPU, and only those at work are on the device, on their plain paths.
+
+    Afterwards they are where they were, unless there is no room for that any more.
+    """
+    before, fast = models.residency, models.fast
+    if before.policy != "resident" or models.device.type == "cpu":
+        yield
+        return
+    # Fast paths keep weights of their own, and graphs that know where weights lay.
+    models.fast = False
+    _move(models, Residency("staged", models.device))
+    try:
+        yield
+    finally:
+        models.fast = fast
+        with suppress(torch.OutOfMemoryError):
+            _move(models, before)
+
+
+def _move(models: Models, residency: Residency) -> None:
+    for network in models.networks.values():
+        network.to(residency.home)
+    models.residency = residency
+    release(models.device)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

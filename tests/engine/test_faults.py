@@ -1,0 +1,171 @@
+"""Faults inside the engine: memory that runs out once and twice, a full disk, a lost device."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import shutil
+import subprocess
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ltx2.engine.engine as engine_module
+from ltx2.engine import faults
+from ltx2.engine.engine import Engine
+from ltx2.models.residency import Residency
+from ltx2.models.small import small
+from ltx2.spec.errors import GenerationFailed, InvalidOutput, Ltx2Error, OutOfMemory, OutOfRoom, WorkerCrashed
+from ltx2.spec.events import Event, Finished, Progress, Retrying
+from ltx2.spec.plan import Plan, resolve
+from ltx2.spec.request import request
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(small("2.0"))
+
+
+@pytest.fixture(scope="module")
+def plan(engine: Engine) -> Plan:
+    wish = request(prompt="a cat", preset="distilled", seed=1, width=64, height=64, frames=9)
+    return resolve(wish, engine.models.card)
+
+
+class Failing:
+    """Stands in for `generate`: the first `times` runs raise an error after a step, later ones are real."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception], times: int):
+        self.error, self.times = error, times
+        self.real = engine_module.generate
+        self.tiled: list[bool] = []
+        self.alive: list[bool] = []
+        self.last: weakref.ref[torch.Tensor] | None = None
+        monkeypatch.setattr(engine_module, "generate", self)
+
+    def __call__(self, models: Any, plan: Plan, out: Path, tiled: bool) -> Iterator[Progress]:
+        self.alive.append(self.last is not None and self.last() is not None)
+        self.tiled.append(tiled)
+        if len(self.tiled) > self.times:
+            yield from self.real(models, plan, out, tiled)
+            return
+        large = torch.zeros(1000)
+        self.last = weakref.ref(large)
+        yield Progress("text", 1, 1)
+        # Made here, for an error that is kept keeps the frames that it went through.
+        raise self.error()
+
+
+def run(engine: Engine, plan: Plan, out: Path) -> list[Event]:
+    return list(engine.generate(plan, out))
+
+
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [lambda: torch.OutOfMemoryError("CUDA out of memory"), lambda: RuntimeError(ALLOCATOR), MemoryError],
+    ids=["cuda", "cpu", "python"],
+)
+def test_e4_memory_that_runs_out_is_tried_once_more_frugally(
+    engine: Engine, plan: Plan, error: Callable[[], Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Failing(monkeypatch, error, 1)
+    gc.disable()
+    try:
+        events = run(engine, plan, tmp_path / "clip.mp4")
+    finally:
+        gc.enable()
+    retrying = [number for number, event in enumerate(events) if isinstance(event, Retrying)]
+    assert retrying == [1] and isinstance(events[-1], Finished) and (tmp_path / "clip.mp4").exists()
+    assert failing.tiled == [False, True]
+    assert failing.alive == [False, False], "the tensors of the first try are gone when the second begins"
+
+
+def test_e4_memory_that_runs_out_twice_has_its_name_and_the_next_run_works(
+    engine: Engine, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Failing(monkeypatch, lambda: torch.OutOfMemoryError("CUDA out of memory"), 2)
+    with pytest.raises(OutOfMemory, match="64x64, 9 frames") as caught:
+        run(engine, plan, tmp_path / "clip.mp4")
+    assert caught.value.code == "out_of_memory" and caught.value.exit_code == 3 and len(failing.tiled) == 2
+    assert not list(tmp_path.iterdir())
+    assert isinstance(run(engine, plan, tmp_path / "clip.mp4")[-1], Finished)
+
+
+def test_frugal_sends_the_networks_home_and_brings_them_back() -> None:
+    models = small("2.0")
+    # There is one device here: `meta` stands for the one with too little memory, so only its policy is seen.
+    before = models.residency
+    with faults.frugal(models):
+        assert models.residency is before, "on a CPU there is nowhere to go"
+    models.device = torch.device("meta")
+    models.residency = before = Residency("resident", models.device)
+    moved: list[str] = []
+    for name, network in models.networks.items():
+        network.to = lambda home, name=name: moved.append(f"{name} {home}")
+    with pytest.raises(ValueError), faults.frugal(models):
+        assert models.residency.policy == "staged" and models.residency.home.type == "cpu"
+        assert moved == [f"{name} cpu" for name in models.networks]
+        raise ValueError
+    assert models.residency is before and moved[len(models.networks) :] == [f"{name} meta" for name in models.networks]
+
+
+@pytest.mark.parametrize(
+    ("error", "lost", "kind"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered\nmore"), True, WorkerCrashed),
+        (RuntimeError("shapes do not match"), False, GenerationFailed),
+        (InvalidOutput("not finite"), True, InvalidOutput),
+        (OSError(errno.ENOSPC, "No space left on device"), False, OutOfRoom),
+        (OSError(errno.EACCES, "Permission denied"), False, GenerationFailed),
+    ],
+    ids=["lost", "bug", "own", "full", "refused"],
+)
+def test_e5_f1_errors_get_their_names(
+    engine: Engine, plan: Plan, error: Exception, lost: bool, kind: type[Ltx2Error], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    Failing(monkeypatch, lambda: error, 1)
+    monkeypatch.setattr(faults, "is_lost", lambda device: lost)
+    with pytest.raises(Ltx2Error) as caught:
+        run(engine, plan, tmp_path / "clip.mp4")
+    assert type(caught.value) is kind
+    if kind is WorkerCrashed:
+        assert str(caught.value).startswith("the device was lost: CUDA error: an illegal memory access")
+
+
+def test_e5_a_cpu_is_never_lost() -> None:
+    assert not faults.is_lost(torch.device("cpu"))
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB with 64 KiB left."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
+    if os.getuid() != 0 or not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root may mount here")
+    try:
+        (folder / "filler").write_bytes(b"x" * ((4 << 20) - (64 << 10)))
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_f1_a_full_disk_is_named_leaves_nothing_and_passes(engine: Engine, full: Path) -> None:
+    wish = request(prompt="a cat", preset="distilled", seed=1, width=256, height=256, frames=17)
+    plan = resolve(wish, engine.models.card)
+    with pytest.raises(OutOfRoom) as caught:
+        run(engine, plan, full / "clip.mp4")
+    assert caught.value.code == "storage_full" and str(full) not in str(caught.value)
+    assert [path.name for path in full.iterdir()] == ["filler"]
+    (full / "filler").unlink()
+    assert isinstance(run(engine, plan, full / "clip.mp4")[-1], Finished)
