@@ -11,9 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ltx2 import __version__
 from ltx2.doors.cli import main
+from ltx2.doors.generate import found
+from ltx2.spec.card import Card
+from ltx2.spec.errors import RefusedRequest
+from ltx2.spec.plan import resolve
 from ltx2.spec.request import Request
 from tests.data_files import hear_interrupts
 
@@ -200,6 +205,53 @@ def test_generate_and_make_it_again(tmp_path: Path, checkpoint: Path, capsys: py
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
 
+def test_made_again_with_its_image_and_lora(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    picture = tmp_path / "pictures/first.png"
+    Image.effect_noise((128, 64), 50).convert("RGB").save(picture)
+    words = ["--model", str(checkpoint), *SMALL, "--no-audio", "--quiet", "--seed", "7"]
+
+    def make(out: str, *more: str) -> tuple[int, str]:
+        done = main(["generate", "-o", out, "--quiet", *more])
+        return done, capsys.readouterr().err
+
+    # A path below this folder stays one, and is found again from here.
+    assert make("a.mp4", "a cat", *words, "--image", "pictures/first.png")[0] == 0
+    assert make("b.mp4", "--from", "a.mp4")[0] == 0
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
+    # Of an absolute path the file knows the name only; who has it says where the picture is.
+    assert make("a.mp4", "a cat", *words, "--image", str(picture))[0] == 0
+    content = Path("a.mp4").read_bytes()
+    assert str(tmp_path).encode() not in content and b"first.png" in content
+    done, said = make("b.mp4", "--from", "a.mp4")
+    assert done == 2 and "first.png" in said and "--image FOLDER/first.png" in said
+    assert make("b.mp4", "--from", "a.mp4", "--image", str(picture))[0] == 0
+    assert content == Path("b.mp4").read_bytes()
+    other = picture.rename(picture.with_name("other.png"))
+    done, said = make("b.mp4", "--from", "a.mp4", "--image", str(other))
+    assert done == 2 and "was made with first.png" in said
+    done, said = make("b.mp4", "--from", "a.mp4", "--lora", "x.safetensors")
+    assert done == 2 and "was made without" in said
+
+
+def test_where_loras_are_now(tmp_path: Path) -> None:
+    here = [tmp_path / name for name in ("one.safetensors", "two.safetensors")]
+    for path in here:
+        path.touch()
+    request = Request(prompt="x", loras=[{"path": f"gone/{p.name}", "strength": 0.5} for p in here], seed=1)  # type: ignore[arg-type]
+    plan = resolve(request, Card("miniature", "2.0", family="2.0"))
+    assert found(plan, {"lora": [str(here[0]), f"{here[1]}:0.5"]}).loras == tuple((str(path), 0.5) for path in here)
+    for words in ([str(here[0])], [str(path) for path in reversed(here)], [str(here[0]), f"{here[1]}:0.7"], [*here, "x"]):
+        with pytest.raises(RefusedRequest, match="one.safetensors:0.5, two.safetensors:0.5"):
+            found(plan, {"lora": [str(word) for word in words]})
+    with pytest.raises(RefusedRequest, match="gone/one.safetensors") as refused:
+        found(plan, {})
+    assert refused.value.knob == "lora"
+
+
 def test_quiet_says_one_line(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a.mp4"
     words = ["generate", "a cat", "-o", str(out), "--model", str(checkpoint), *SMALL, "--no-audio", "--quiet"]
@@ -250,7 +302,8 @@ def test_a_failure_is_exit_code_1(
 
     monkeypatch.setattr(pipeline, "decode_audio", full_disk)
     assert main(["generate", "a cat", "-o", str(tmp_path / "a.mp4"), "--model", str(checkpoint), *SMALL]) == 1
-    assert "No space left" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"no room for the video in {tmp_path}" in said and "-o" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The command `ltx2`: generate, plan, bench, models, download and doctor. Help and errors import nothing heavy.
+"""The command `ltx2`: generate, plan, bench, serve and the others below. Help and errors import nothing heavy.
 
 Exit codes: 0 done, 1 failed, 2 refused, 3 does not fit this machine, 130 interrupted.
 """
@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ltx2 import __version__
-from ltx2.doors import flags
+from ltx2.doors import flags, service_flags
+from ltx2.doors.modal import add_modal
 from ltx2.spec.errors import Ltx2Error, RefusedRequest
 from ltx2.spec.settings import Settings
 
@@ -28,11 +29,16 @@ COMMANDS = {
     "models": "list what is published: sizes, licences, what each needs, what is here",
     "download": "fetch a published model: verified, resumable, only the files that are used",
     "doctor": "check this machine, or a model before it is downloaded",
+    "serve": "a video service over HTTP, with a worker for each GPU",
+    "worker": "make the jobs of a service, on this machine",
+    "tokens": "say who may use a service: add, list, revoke, rotate",
+    "modal": "look at a deployment on Modal, try it out, price it",
 }
 # The commands that make a request; the others have flags of their own.
 REQUESTS = ("generate", "plan", "bench")
 INTERRUPTED = 130
 # What the base package does without: help, plans and refusals need none of it.
+SERVE = {"fastapi", "starlette", "uvicorn", "sqlalchemy", "tenacity", "structlog", "prometheus_client", "multipart"}
 ENGINE = {"torch", "diffusers", "transformers", "safetensors", "huggingface_hub", "av", "numpy", "PIL", "psutil"}
 
 
@@ -99,12 +105,19 @@ def build_parsers() -> tuple[flags.Parser, dict[str, flags.Parser]]:
         parsers[name].add_argument("prompt", nargs="?", metavar="PROMPT", help="what the video shows and sounds like")
         parsers[name].add_argument("-o", "--output", metavar="FILE", help="the .mp4 to write (plan ignores it)")
         parsers[name].add_argument(
-            "--from", dest="source", metavar="FILE", help="make a video again from its own metadata"
+            "--from",
+            dest="source",
+            metavar="FILE",
+            help="make a video again from its own metadata (--image and --lora say where those files are now)",
         )
     flags.add_bench(parsers["bench"])
     flags.add_models(parsers["models"])
     flags.add_download(parsers["download"])
     flags.add_doctor(parsers["doctor"])
+    service_flags.add_serve(parsers["serve"])
+    service_flags.add_worker(parsers["worker"])
+    service_flags.add_tokens(parsers["tokens"])
+    add_modal(parsers["modal"])
     return parser, parsers
 
 
@@ -113,6 +126,10 @@ def _explained(error: Exception) -> Ltx2Error:
     package = (getattr(error, "name", None) or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package in ENGINE:
         return Ltx2Error(f"{package} is not installed", hint="pip install 'ltx2[engine]'")
+    if isinstance(error, ModuleNotFoundError) and package in SERVE:
+        return Ltx2Error(f"{package} is not installed", hint="pip install 'ltx2[serve]'")
+    if isinstance(error, ModuleNotFoundError) and package == "modal":
+        return Ltx2Error(f"{package} is not installed", hint="pip install 'ltx2[modal,serve]'")
     traceback.print_exc()
     return Ltx2Error(f"{type(error).__name__}: {error}", hint="this is a bug; the lines above say where")
 

@@ -91,10 +91,28 @@ OUTBOX = Table(
     sqlite_autoincrement=True,
 )
 
+# Since version 2. Apart from the others, so that the step to version 1 stays what it was.
+SINCE_2 = MetaData()
+TOKENS = Table(
+    "ltx2_tokens",
+    SINCE_2,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("scopes", DOCUMENT, nullable=False),
+    Column("limit", Integer),
+    Column("rpm", Integer),
+    Column("webhook_secret", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("expires", Double),
+    Column("revoked", Double),
+    Index("ltx2_tokens_name", "name"),
+)
+
 Step = Callable[[Connection], None]
 
 # Each step leads from the version that is its index to the next one; published steps are never changed.
-STEPS: tuple[Step, ...] = (METADATA.create_all,)
+STEPS: tuple[Step, ...] = (METADATA.create_all, SINCE_2.create_all)
 
 
 def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> int:

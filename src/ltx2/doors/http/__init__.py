@@ -1,0 +1,1 @@
+"""The service over HTTP: routes over a queue, behind a gate. Imports no torch."""

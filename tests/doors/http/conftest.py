@@ -1,0 +1,7 @@
+"""Fixtures of the service's tests: an application on a stand-in engine, with and without a network."""
+
+from __future__ import annotations
+
+from tests.doors.http.fixtures import address, api, app, made, place, shared_api, shared_place
+
+__all__ = ["address", "api", "app", "made", "place", "shared_api", "shared_place"]

@@ -1,0 +1,140 @@
+"""What the service says about itself, and the adapter for another gateway."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+from starlette.testclient import TestClient
+
+from ltx2.doors.http.estimates import Estimates, share_done
+from ltx2.spec.plan import Plan, resolve
+from ltx2.spec.request import request
+from ltx2.spec.service import ServiceSettings
+from tests.doors.http.fixtures import Make, app_of, client_of, make_service
+from tests.doors.http.studio import CARDS, Studio, wait_for
+
+
+def test_capabilities_are_enough_for_a_form(shared_api: TestClient) -> None:
+    found = shared_api.get("/v1/capabilities").json()
+    assert list(found["models"]) == ["small", "dev"]
+    for name, model in found["models"].items():
+        assert model["default_preset"] in model["presets"]
+        for preset, facts in model["presets"].items():
+            # Whatever the form offers is possible.
+            body = {"prompt": "x", "model": name, "preset": preset} | {
+                k: facts[k] for k in ("width", "height", "frames")
+            }
+            made = shared_api.post("/v1/estimate", json=body)
+            assert made.status_code == 200, made.text
+            assert facts["width"] % facts["step_of_sides"] == 0
+            sent = {
+                "sampler": "euler",
+                "negative_prompt": "x",
+                "steps": 4,
+                "guidance_scale": 2,
+                "schedule": "diffusers",
+            }
+            for field in {**sent} & dict.fromkeys(facts["fields"], 1).keys():
+                answer = shared_api.post("/v1/estimate", json=body | {field: sent[field], "strict": True})
+                assert answer.status_code == 200, (preset, field, answer.text)
+    assert "dev" not in found["models"]["small"]["presets"], "a distilled model has no guided preset"
+    for size in found["sizes"]["resolution"]:
+        assert (
+            shared_api.post("/v1/estimate", json={"prompt": "x", "model": "dev", "resolution": size}).status_code == 200
+        )
+    assert "thumbnail" in found["variants"] and "webm" in found["formats"]
+
+
+def test_estimates_learn_from_jobs(place: Studio, api: TestClient, made: Make) -> None:
+    before = api.post("/v1/estimate", json={"prompt": "x"}).json()
+    assert (before["basis"], before["seconds"], before["cost"]) == ("none", None, None)
+    other = api.post("/v1/estimate", json={"prompt": "x", "model": "dev"}).json()
+    assert other["basis"] == "h200" and other["seconds"] > 1
+    made()
+    after = api.post("/v1/estimate", json={"prompt": "x"}).json()
+    assert (after["basis"], after["seconds"]) == ("jobs", 0.25)
+    longer = api.post("/v1/estimate", json={"prompt": "x", "frames": 97}).json()
+    assert longer["seconds"] > 0.25
+    place.engine.go.clear()
+    running = api.post("/v1/videos", json={"prompt": "x"}).json()["id"]
+    wait_for(lambda: place.engine.started[1:])
+    ahead, queued = (api.post("/v1/videos", json={"prompt": "x"}).json() for _ in range(2))
+    assert (ahead["queue_position"], queued["queue_position"]) == (0, 1)
+    assert queued["eta_seconds"] > ahead["eta_seconds"] > 0
+    assert api.get(f"/v1/videos/{running}").json()["eta_seconds"] is not None
+
+
+def test_an_estimate_makes_nothing(shared_place: Studio, shared_api: TestClient) -> None:
+    before = sum(shared_place.store.counts().values())
+    files = {"input_reference": ("x.png", b"not looked at", "image/png")}
+    answer = shared_api.post("/v1/estimate", data={"prompt": "x"}, files=files)
+    assert answer.status_code == 200
+    assert sum(shared_place.store.counts().values()) == before
+    assert not (shared_place.folder / "inputs").exists()
+
+
+def test_the_share_of_the_work_only_grows() -> None:
+    plan = resolve(request(prompt="x", preset="distilled-two-stage", seed=1), CARDS["small"])
+    phases = [("text", 1), ("stage 1", 8), ("upsample", 1), ("stage 2", 3), ("decode", 1)]
+    shares = [
+        share_done(plan, {"phase": phase, "step": step, "steps": steps})
+        for phase, steps in phases
+        for step in range(1, steps + 1)
+    ]
+    # The frames are written in chunks, the last of them when the sound is there.
+    ends = (("write", 16, 49), ("write", 32, 49), ("sound", 1, 1), ("write", 49, 49))
+    shares += [share_done(plan, {"phase": phase, "step": step, "steps": steps}) for phase, step, steps in ends]
+    assert shares == sorted(shares)
+    assert len({round(share, 6) for share in shares}) == len(shares) - 1, "each but the last is a step forward"
+    assert shares[0] > 0 and abs(shares[-1] - 1) < 1e-9
+    assert share_done(plan, None) == 0
+    assert share_done(plan, {"phase": "something new", "step": 1, "steps": 2}) == 0
+
+
+def test_estimates_forget_and_take_the_median(made: Make, place: Studio) -> None:
+    estimates, card = Estimates(), CARDS["small"]
+    job = place.store.get("ann", made()["id"])
+    plan = Plan.from_dict(job.plan)
+    for number, seconds in enumerate((1.0, 100.0, 3.0)):
+        estimates.learn(replace(job, number=number, result=(job.result or {}) | {"seconds": seconds}), card)
+        estimates.learn(replace(job, number=number, result=(job.result or {}) | {"seconds": 999}), card)
+    assert estimates.seconds(plan, card) == 3.0
+
+
+def test_the_adapter(place: Studio) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
+    settings = ServiceSettings(min_free_gib=0, adapter=True)
+    token = {"x-backend-token": "gateway"}
+    with client_of(app_of(make_service(place, settings=settings))) as client:
+        api = TestClient(client.app, "http://localhost", headers=token)
+        place.engine.go.clear()
+        body: dict[str, Any] = {"prompt": "a cat", "width": 250, "height": 200, "frame_count": 50}
+        image = {"image_b64": base64.b64encode(picture.getvalue()).decode(), "image_mime": "image/png"}
+        id = api.post("/enqueue", json=body | image).json()["prompt_id"]  # noqa: A001
+        job = place.store.get("gateway", id)
+        assert (job.plan["width"], job.plan["height"], job.plan["frames"]) == (256, 192, 49)
+        assert job.plan["image"]
+        assert api.get("/status", params={"prompt_id": id}).json()["status"] in ("queued", "running")
+        early = api.get("/result", params={"prompt_id": id})
+        assert (early.status_code, early.headers["Retry-After"]) == (202, "2")
+        place.engine.go.set()
+        wait_for(lambda: api.get("/status", params={"prompt_id": id}).json()["status"] == "done")
+        video = api.get("/result", params={"prompt_id": id})
+        assert (video.status_code, video.headers["Content-Type"]) == (200, "video/mp4")
+        failed = api.post("/enqueue", json={"prompt": "fail"}).json()["prompt_id"]
+        status = wait_for(
+            lambda: (s := api.get("/status", params={"prompt_id": failed}).json())["status"] == "error" and s
+        )
+        assert status["error"] == "it was asked to"
+        assert api.get("/status", params={"prompt_id": "nobody"}).status_code == 404
+        assert api.post("/enqueue", json={"prompt": "x", "evil": 1}).status_code == 400
+        assert client.get("/status", params={"prompt_id": id}).status_code == 404, "another token's"
+
+
+def test_no_adapter_unless_wanted(shared_api: TestClient) -> None:
+    assert shared_api.post("/enqueue", json={"prompt": "x"}).status_code == 404
