@@ -1,0 +1,159 @@
+"""How a GPU container begins: imports (kept in the memory snapshot), weights, warm-up; each phase timed and reported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ltx2.doors.modal import weights
+from ltx2.doors.modal.board import Board
+from ltx2.doors.modal.ledger import Meter
+from ltx2.doors.modal.outputs import Outputs
+from ltx2.doors.modal.render import Engine, Renderer
+from ltx2.models.describe import Source, read_card
+from ltx2.spec.cost import need
+from ltx2.spec.deployment import GPUS, Deployment
+from ltx2.spec.plan import resolve
+from ltx2.spec.request import request
+
+LOG = logging.getLogger("ltx2.modal")
+# What loading needs; a CPU snapshot must not ask CUDA anything, and none of these does when imported.
+IMPORTS = (
+    "torch",
+    "transformers",
+    "ltx2.engine.factory",
+    "ltx2.engine.engine",
+    "ltx2.models.components",
+    "ltx2.doors.inspection",
+)
+# Left for CUDA itself and the allocator.
+RESERVE = 4 * 10**9
+BOOT = "boot"
+# What a restored GPU makes to prove itself where no shape is warmed up.
+CHECK = "256x256x9"
+
+
+@dataclass
+class Boot:
+    """One container on its way to its first job. `phases` in seconds, in their order."""
+
+    deployment: Deployment
+    phases: dict[str, float] = field(default_factory=dict[str, float])
+    engine: Engine | None = None
+
+    def load_code(self) -> None:
+        """Import everything that is imported; with a snapshot only the first container of a deployment does this."""
+        with Phase(self.phases, "imports"):
+            for name in IMPORTS:
+                import_module(name)
+
+    def load_model(self) -> None:
+        """Load the weights and make the warm-up shapes. Raises what the engine's loading raises."""
+        from ltx2.engine import factory
+
+        device, memory = device_here()
+        source = weights.source_of(self.deployment)
+        precision = precision_for(self.deployment, source, memory)
+        with Phase(self.phases, "weights"):
+            self.engine = factory.make(factory.options(source, device, precision))
+        for shape in self.deployment.warm_up:
+            with Phase(self.phases, f"warm-up {shape}"):
+                self.try_out(shape)
+
+    def try_out(self, shape: str) -> None:
+        """Make a video of a shape, look at it and throw it away. Raises InvalidOutput."""
+        from ltx2.doors.inspection import inspect
+
+        assert self.engine is not None
+        width, height, frames = (int(part) for part in shape.split("x"))
+        fields: dict[str, Any] = {"prompt": "warm-up", "width": width, "height": height, "frames": frames, "seed": 0}
+        plan = resolve(request(**fields), weights.card_of(self.deployment))
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "warm-up.mp4"
+            for _ in self.engine(plan, out):
+                pass
+            inspect(plan, out)
+
+    def renderer(self, board: Board, outputs: Outputs, ledger: Any, name: str) -> tuple[Renderer, Meter]:
+        """What makes jobs, in every container: after a restore the clock begins anew, and a GPU that was restored is
+        tried out. Reports the phases on the board and in the log.
+        """
+        from ltx2.doors.inspection import inspect
+
+        assert self.engine is not None
+        begun = process_start()
+        if os.environ.get("MODAL_ENABLE_SNAP_RESTORE") == "1":
+            begun = time.time() - self.phases.get("weights", 0.0)
+            if self.deployment.snapshot == "gpu":
+                begun = time.time()
+                with Phase(self.phases, "self-check"):
+                    self.try_out((*self.deployment.warm_up, CHECK)[0])
+        gpu = gpu_here(self.deployment)
+        price = self.deployment.price_of(gpu)
+        meter = Meter(ledger, name, price, self.deployment.scaledown_window, begun)
+        report = {"container": name, "gpu": gpu, "phases": self.phases, "seconds": round(time.time() - begun, 1)}
+        LOG.info("ready", extra=report)
+        board.jobs.put(BOOT, report | {"at": time.time()})
+        meter.note()
+        return Renderer(board, outputs, self.engine, inspect, price, name, self.deployment.attempts), meter
+
+
+class Phase:
+    """Times its block into a table."""
+
+    def __init__(self, table: dict[str, float], name: str):
+        self.table, self.name, self.begun = table, name, 0.0
+
+    def __enter__(self) -> None:
+        self.begun = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.table[self.name] = round(time.monotonic() - self.begun, 3)
+        LOG.info("%s took %.1f s", self.name, self.table[self.name])
+
+
+def device_here() -> tuple[str, int | None]:
+    """cuda and its memory in bytes, or cpu."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", None
+    _, total = torch.cuda.mem_get_info(0)
+    return "cuda", total
+
+
+def gpu_here(deployment: Deployment) -> str:
+    """Which GPU of the list Modal gave us; where it cannot be told, the dearest: money is rather counted too high."""
+    import torch
+
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name(0)
+        found = [gpu for gpu in deployment.gpus if gpu.rstrip("!").partition("-")[0] in name]
+        if found:
+            return found[0]
+    return max(deployment.gpus, key=lambda gpu: GPUS[gpu].price)
+
+
+def precision_for(deployment: Deployment, source: Source, memory: int | None) -> str:
+    """The precision to load in: as set, else bf16 where the weights and the default video fit this GPU, else fp8."""
+    if deployment.precision != "auto" or memory is None:
+        return deployment.precision if memory is not None else "auto"
+    card = replace(read_card(source), preset=deployment.preset)
+    plan = resolve(request(prompt="x"), card)
+    return "bf16" if need(plan, card).resident_bytes + RESERVE <= memory else "fp8"
+
+
+def process_start() -> float:
+    """When this process began, in seconds since 1970."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.time()

@@ -1,0 +1,145 @@
+"""`ltx2 modal doctor`: what would keep a deployment from working, found before it costs anything."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import modal
+import modal.exception
+
+from ltx2 import __version__
+from ltx2.doors.modal import weights
+from ltx2.doors.modal.prices import costs
+from ltx2.models.catalogue import Published
+from ltx2.models.checkup import Finding
+from ltx2.spec.cost import need
+from ltx2.spec.deployment import FILE, GPUS, Deployment, read_deployment
+from ltx2.spec.errors import Ltx2Error
+from ltx2.spec.plan import resolve
+from ltx2.spec.request import request
+
+TESTED = "1.6"
+
+
+def doctor(as_json: bool) -> int:
+    """Look, print, and return 0 when all is well, 1 otherwise. Raises RefusedRequest for settings that cannot be."""
+    deployment = read_deployment(os.environ, Path(FILE))
+    findings = list(examine(deployment))
+    wrong = [finding for finding in findings if not finding.ok]
+    if as_json:
+        print(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
+    else:
+        width = max(len(finding.subject) for finding in findings)
+        for finding in findings:
+            print(f"{'ok   ' if finding.ok else 'WRONG'}  {finding.subject.ljust(width)}  {finding.text}")
+    return 1 if wrong else 0
+
+
+def examine(deployment: Deployment) -> Iterator[Finding]:
+    """Findings about the client, the settings, the account, the secrets, the volume and the price of a clip."""
+    fits = modal.__version__.startswith(f"{TESTED}.")
+    yield Finding(
+        "client", fits, f"ltx2 {__version__}, modal {modal.__version__}" + ("" if fits else f"; tested with {TESTED}")
+    )
+    yield from _guarded("settings", lambda: _settings(deployment))
+    account = list(_guarded("account", _account))
+    yield from account
+    if account[0].ok:
+        yield from _secrets(deployment)
+        yield from _guarded("weights", lambda: _weights(deployment))
+    yield from _hub(deployment)
+
+
+def _guarded(subject: str, look: Callable[[], list[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from look()
+    except (Ltx2Error, modal.exception.Error, OSError) as error:
+        yield Finding(
+            subject, False, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        )
+
+
+def _settings(deployment: Deployment) -> list[Finding]:
+    card = weights.card_of(deployment)
+    plan = resolve(request(prompt="x"), card)
+    counted = need(plan, card)
+    findings = [
+        Finding(
+            "settings", True, f"{deployment.app}: {weights.served_name(deployment)} on {', '.join(deployment.gpus)}"
+        )
+    ]
+    for gpu in deployment.gpus:
+        memory = GPUS[gpu].memory
+        small = need(plan, card, "fp8").resident_bytes
+        fits = counted.resident_bytes <= memory if deployment.precision == "bf16" else small <= memory
+        how = "bf16" if counted.resident_bytes <= memory and deployment.precision != "fp8" else "fp8"
+        text = (
+            f"{memory / 1e9:.0f} GB hold {plan.preset} in {how}"
+            if fits
+            else f"{memory / 1e9:.0f} GB do not hold {plan.preset}"
+        )
+        findings.append(Finding(gpu, fits, f"{text}; ${deployment.price_of(gpu) * 3600:.2f} an hour"))
+    money = costs(deployment, card, plan)
+    cap = f"the cap is ${deployment.daily_cap:g} a day" if deployment.daily_cap else "there is no daily cap"
+    findings.append(
+        Finding("a clip", True, f"${money.warm:.3f} warm, ${money.alone:.3f} alone with its cold start; {cap}")
+    )
+    return findings
+
+
+def _account() -> list[Finding]:
+    modal.Client.from_env().hello()
+    return [Finding("account", True, "Modal answers, and knows the token")]
+
+
+def _secrets(deployment: Deployment) -> Iterator[Finding]:
+    wanted = {deployment.token_secret: "ENTER_TOKEN", deployment.hub_secret: "HF_TOKEN"}
+    if deployment.database_secret:
+        wanted[deployment.database_secret] = "LTX2_DB"
+    for name, key in wanted.items():
+        try:
+            modal.Secret.from_name(name, required_keys=[key]).hydrate()
+            yield Finding(f"secret {name}", True, f"has {key}")
+        except modal.exception.Error as error:
+            yield Finding(f"secret {name}", False, f"{str(error).strip()}: modal secret create {name} {key}=…")
+
+
+def _weights(deployment: Deployment) -> list[Finding]:
+    findings: list[Finding] = []
+    volume = modal.Volume.from_name(f"{deployment.app}-weights", create_if_missing=True)
+    for entry in weights.parts(deployment):
+        held = _names(volume, entry)
+        there = weights.PIN in held
+        commits = ", ".join(sorted(held - {weights.PIN}))
+        text = f"there, at {commits}" if there else f"not there: {weights.DOWNLOAD}"
+        if there and entry.name == deployment.model and deployment.revision and deployment.revision not in held:
+            there, text = False, f"there is {commits}, the settings pin {deployment.revision}: {weights.DOWNLOAD}"
+        findings.append(Finding(f"weights {entry.name}", there, text))
+    return findings or [Finding("weights", True, "the embedded model needs none")]
+
+
+def _names(volume: modal.Volume, entry: Published) -> set[str]:
+    try:
+        listed: list[Any] = volume.listdir(f"/{entry.name.replace('/', '--')}")
+    except (modal.exception.NotFoundError, FileNotFoundError):
+        return set()
+    return {Path(item.path).name for item in listed}
+
+
+def _hub(deployment: Deployment) -> Iterator[Finding]:
+    """Whether the model can be fetched with the token of this machine; the secret's own cannot be read."""
+    for entry in weights.parts(deployment):
+        try:
+            from ltx2.models import hub
+
+            found = hub.listing(entry.hub, deployment.revision if entry.name == deployment.model else None)
+            yield Finding(f"hub {entry.name}", True, f"{entry.hub} is at {found.revision}")
+        except ModuleNotFoundError:
+            yield Finding(f"hub {entry.name}", True, "not looked at: huggingface_hub is not installed here")
+        except Ltx2Error as error:
+            yield Finding(f"hub {entry.name}", False, str(error))
