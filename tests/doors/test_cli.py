@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ltx2 import __version__
-from ltx2.doors.cli import main
+from ltx2.doors.cli import build_parsers, main
 from ltx2.doors.generate import found
 from ltx2.spec.card import Card
 from ltx2.spec.errors import RefusedRequest
@@ -38,9 +38,25 @@ def modules_after(*words: str) -> set[str]:
     return set(done.stderr.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["bench", "--help"], ["--version"], []])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["generate", "--help"], ["bench", "--help"], ["serve", "--help"], ["--version"], []]
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert modules_after(*words) == set()
+
+
+def test_the_examples_of_every_help_are_commands() -> None:
+    parser, commands = build_parsers()
+    examples = [
+        line.partition("   ")[0].strip()
+        for command in commands.values()
+        for line in (command.epilog or "").splitlines()
+        if line.startswith("  ltx2 ")
+    ]
+    assert len(examples) >= 10
+    for example in examples:
+        _, extra = parser.parse_known_args(example.split()[1:])
+        assert not extra, example
 
 
 def test_plan_imports_no_torch() -> None:
@@ -244,10 +260,15 @@ def test_where_loras_are_now(tmp_path: Path) -> None:
     request = Request(prompt="x", loras=[{"path": f"gone/{p.name}", "strength": 0.5} for p in here], seed=1)  # type: ignore[arg-type]
     plan = resolve(request, Card("miniature", "2.0", family="2.0"))
     assert found(plan, {"lora": [str(here[0]), f"{here[1]}:0.5"]}).loras == tuple((str(path), 0.5) for path in here)
-    for words in ([str(here[0])], [str(path) for path in reversed(here)], [str(here[0]), f"{here[1]}:0.7"], [*here, "x"]):
-        with pytest.raises(RefusedRequest, match="one.safetensors:0.5, two.safetensors:0.5"):
+    for words in (
+        [str(here[0])],
+        [str(path) for path in reversed(here)],
+        [str(here[0]), f"{here[1]}:0.7"],
+        [*here, "x"],
+    ):
+        with pytest.raises(RefusedRequest, match=r"one\.safetensors:0\.5, two\.safetensors:0\.5"):
             found(plan, {"lora": [str(word) for word in words]})
-    with pytest.raises(RefusedRequest, match="gone/one.safetensors") as refused:
+    with pytest.raises(RefusedRequest, match=r"gone/one\.safetensors") as refused:
         found(plan, {})
     assert refused.value.knob == "lora"
 

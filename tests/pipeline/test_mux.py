@@ -82,7 +82,10 @@ def test_what_fails_in_the_thread_fails_the_writing(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(mux.Muxer, "_encode", full)
-    with pytest.raises(GenerationFailed, match="No space left"), writing(_plan(), tmp_path / "v.mp4", RATE) as muxer:
+    with (
+        pytest.raises(GenerationFailed, match=r"^v\.mp4 could not be written: No space left"),
+        writing(_plan(), tmp_path / "v.mp4", RATE) as muxer,
+    ):
         for _ in range(3 * mux.QUEUE):
             muxer.frames(_pictures()[:1])
     assert not _encoders() and not list(tmp_path.iterdir())

@@ -23,7 +23,11 @@ MIN_SIDE = 16
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Read an image as RGB, upright. Raises RefusedRequest for a missing, unreadable or absurd file."""
+    """Read an image as RGB, upright. Raises RefusedRequest for a missing, unreadable or absurd file.
+
+    Its words go to clients of a service, too, so they tell the file's name and not its folder.
+    """
+    name = Path(path).name
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE:
@@ -33,9 +37,14 @@ def open_image(path: str | Path) -> Image.Image:
                 )  # fmt: skip
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
-        raise RefusedRequest(f"image: there is no file {path}", knob="image") from None
+        raise RefusedRequest(f"image: there is no file {name}", knob="image") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise RefusedRequest(f"image: {path} cannot be read as an image ({error})", knob="image") from None
+        why = (
+            "no known format"
+            if isinstance(error, UnidentifiedImageError)
+            else getattr(error, "strerror", None) or error
+        )
+        raise RefusedRequest(f"image: {name} cannot be read as an image ({why})", knob="image") from None
 
 
 @torch.inference_mode()

@@ -172,7 +172,7 @@ def writing(plan: Plan, out: Path, sampling_rate: int | None) -> Iterator[Muxer]
             os.fsync(written.fileno())
         part.replace(out)
     except OSError as error:
-        raise GenerationFailed(f"{out} could not be written: {error.strerror or error}") from error
+        raise GenerationFailed(f"{out.name} could not be written: {error.strerror or type(error).__name__}") from error
     finally:
         part.unlink(missing_ok=True)
 

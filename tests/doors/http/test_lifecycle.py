@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from fastapi import FastAPI
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
+from ltx2.doors.http.estimates import Estimates
+from ltx2.doors.http.view import View
 from ltx2.jobs.tables import JOBS
 from tests.doors.http.fixtures import Make, a_place, app_of, client_of, make_service, making
 from tests.doors.http.studio import Studio, wait_for
@@ -318,3 +321,11 @@ def test_usage(made: Make) -> None:
         "gpu_seconds": 0.25, "megapixel_frames": pytest.approx(256 * 192 * 49 / 1e6), "peak_memory_mb": 50.0,
         "cost": pytest.approx(0.25 / 3600 * 4.54, abs=1e-6), "currency": "USD",
     }  # fmt: skip
+
+
+def test_usage_of_a_worker_that_counts_its_own_cost(place: Studio, made: Make) -> None:
+    job = place.store.get("ann", made()["id"])
+    view = View(make_service(place), Estimates(), "")
+    for cost in (0.0, 0.0123):
+        usage = view.video(replace(job, result=(job.result or {}) | {"cost": cost})).usage
+        assert usage is not None and usage.cost == cost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -14,11 +15,15 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from ltx2.doors import serve
 from ltx2.doors.http import connection
 from ltx2.doors.http.app import create_app
+from ltx2.doors.http.keys import Keyring
 from ltx2.doors.http.limits import BUCKETS, Buckets
+from ltx2.doors.premises import Premises
 from ltx2.doors.serve import make_server
 from ltx2.spec.service import ServiceSettings
+from ltx2.spec.settings import Settings
 from tests.doors.http.fixtures import client_of, make_service
 from tests.doors.http.studio import Studio, studio, wait_for
 
@@ -203,3 +208,31 @@ def test_buckets_fill_again_and_forget_old_names(monkeypatch: pytest.MonkeyPatch
     for number in range(BUCKETS + 5):
         buckets.take(f"{number}", 60, 1)
     assert len(buckets._full) == BUCKETS and "ann" not in buckets._full
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such option")
+def test_G5_a_reader_that_vanished_keeps_no_connection() -> None:
+    with serve._listening(ServiceSettings(port=0)) as listener:  # pyright: ignore[reportPrivateUsage]
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+
+
+def test_pictures_go_after_the_records_that_name_them(place: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "FORGET_SECONDS", 0.02)
+    service, stop, before = make_service(place), threading.Event(), set(threading.enumerate())
+    pictures = {days: place.folder / f"inputs/{days}.png" for days in (29, 30.9, 31.1)}
+    for days, path in pictures.items():
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (0, time.time() - days * 86_400))
+    house = Premises(service.settings, Settings(), place.store, place.shelf)
+    serve._watch_house(house, service, Keyring(list), stop)  # pyright: ignore[reportPrivateUsage]
+    try:
+        wait_for(lambda: not pictures[31.1].exists())
+        time.sleep(0.1)
+        assert pictures[29].exists() and pictures[30.9].exists()
+    finally:
+        stop.set()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(10)
