@@ -33,9 +33,9 @@ from ltx2.jobs.shelf import Shelf
 from ltx2.jobs.worker import Worker
 from ltx2.spec.card import Card
 from ltx2.spec.service import ServiceSettings
+from tests.import_path import import_path
 from tests.jobs.stand_in import Recording, drop_the_fence
 
-ROOT = Path(__file__).parents[2]
 RULES = Rules(lease=1.5, attempts=100)
 SECRET = "whsec_" + base64.b64encode(b"c" * 24).decode()
 CARDS = {"tiny": Card(name="tiny", kind="distilled", family="tiny", upsampler=True)}
@@ -76,7 +76,7 @@ def worker(given: dict[str, Any]) -> None:
     store = open_store(given)
     options = {"low": given["low"], "high": given["high"]}
     limits = Limits(start=60.0, kill=1.0, rest=0.05, longest_rest=0.5)
-    engine = ProcessEngine(options, "tests.chaos.stand_in:make", limits, {"PYTHONPATH": str(ROOT)})
+    engine = ProcessEngine(options, "tests.chaos.stand_in:make", limits, {"PYTHONPATH": import_path()})
     engine.start()
     shelf, pace = Shelf(Path(given["folder"])), Pace(beat=0.1, poll=0.05)
     Worker(store, engine, shelf, pace=pace, ready=engine.ready).run(threading.Event())

@@ -8,11 +8,11 @@ from typing import Any
 
 from ltx2.engine.process import Limits, ProcessEngine
 from ltx2.spec.events import Finished
+from tests.import_path import import_path
 from tests.jobs.asks import plan
 
-ROOT = Path(__file__).parents[2]
 FAULTY = "tests.engine.faulty:make"
-HERE = {"PYTHONPATH": str(ROOT)}
+HERE = {"PYTHONPATH": import_path()}
 QUICK = Limits(start=30.0, first=30.0, stall=30.0, cancel=30.0, kill=1.0, rest=0.01, longest_rest=0.05)
 Make = Callable[..., ProcessEngine]
 

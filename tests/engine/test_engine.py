@@ -23,6 +23,7 @@ from ltx2.pipeline.mux import read_plan
 from ltx2.spec.errors import DoesNotFit, GenerationFailed, InvalidOutput, RefusedRequest
 from ltx2.spec.events import Finished, Progress
 from ltx2.spec.plan import Plan, resolve
+from ltx2.spec.precision import Held
 from ltx2.spec.request import request
 
 SIZE = {"width": 128, "height": 64, "frames": 17}
@@ -165,7 +166,7 @@ def test_an_overlong_prompt_is_refused_not_cut(engine: Engine, tmp_path: Path) -
 
 def test_a_plan_that_does_not_fit_names_what_would(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = _plan(engine, frames=473)
-    need = memory.wanted(plan, engine.models.card, "fp32", loaded=True, tiled=True)
+    need = memory.wanted(plan, engine.models.card, Held("fp32", fast=False), loaded=True, tiled=True)
     monkeypatch.setattr(memory, "available", lambda _device: need - 1)
     with pytest.raises(DoesNotFit) as caught:
         engine.check_fits(plan)

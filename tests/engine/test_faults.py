@@ -18,9 +18,19 @@ import torch
 import ltx2.engine.engine as engine_module
 from ltx2.engine import faults
 from ltx2.engine.engine import Engine
+from ltx2.engine.memory import Fit
+from ltx2.models.fast import Stage, passes
 from ltx2.models.residency import Residency
 from ltx2.models.small import small
-from ltx2.spec.errors import GenerationFailed, InvalidOutput, Ltx2Error, OutOfMemory, OutOfRoom, WorkerCrashed
+from ltx2.spec.errors import (
+    DoesNotFit,
+    GenerationFailed,
+    InvalidOutput,
+    Ltx2Error,
+    OutOfMemory,
+    OutOfRoom,
+    WorkerCrashed,
+)
 from ltx2.spec.events import Event, Finished, Progress, Retrying
 from ltx2.spec.plan import Plan, resolve
 from ltx2.spec.request import request
@@ -99,6 +109,32 @@ def test_e4_memory_that_runs_out_twice_has_its_name_and_the_next_run_works(
     assert isinstance(run(engine, plan, tmp_path / "clip.mp4")[-1], Finished)
 
 
+def test_what_the_fast_path_keeps_gives_way_to_a_plan_that_needs_the_room(
+    engine: Engine, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes(engine.models.networks["transformer"])
+    seen: list[bool] = []
+
+    def fit(*_: Any, **__: Any) -> Fit:
+        seen.append("_ltx2_twin" in engine.models.networks["transformer"].__dict__)
+        if seen[-1]:
+            raise DoesNotFit("too small")
+        return Fit(tiled=True)
+
+    monkeypatch.setattr("ltx2.engine.memory.check", fit)
+    assert engine.check_fits(plan).tiled and seen == [True, False]
+    assert engine.check_fits(plan).tiled and seen == [True, False, False], "there was nothing more to drop"
+
+
+def test_a_video_on_the_slow_path_says_so(
+    engine: Engine, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(engine, plan, tmp_path / "clip.mp4")[-1].warnings == ()
+    monkeypatch.setattr("ltx2.models.fast.unsupported", lambda _transformer: "of another kind")
+    warning = "the transformer took its slow path: of another kind"
+    assert run(engine, plan, tmp_path / "clip.mp4")[-1].warnings == (warning,)
+
+
 def test_frugal_sends_the_networks_home_and_brings_them_back() -> None:
     models = small("2.0")
     # There is one device here: `meta` stands for the one with too little memory, so only its policy is seen.
@@ -107,13 +143,19 @@ def test_frugal_sends_the_networks_home_and_brings_them_back() -> None:
         assert models.residency is before, "on a CPU there is nowhere to go"
     models.device = torch.device("meta")
     models.residency = before = Residency("resident", models.device)
+    stage = passes(models.networks["transformer"])
+    assert isinstance(stage, Stage)
+    twin = weakref.ref(stage.twin)
+    del stage
     moved: list[str] = []
     for name, network in models.networks.items():
         network.to = lambda home, name=name: moved.append(f"{name} {home}")
     with pytest.raises(ValueError), faults.frugal(models):
         assert models.residency.policy == "staged" and models.residency.home.type == "cpu"
+        assert not models.fast and twin() is None, "graphs and text keys are gone before the second try begins"
         assert moved == [f"{name} cpu" for name in models.networks]
         raise ValueError
+    assert models.fast
     assert models.residency is before and moved[len(models.networks) :] == [f"{name} meta" for name in models.networks]
 
 

@@ -18,8 +18,8 @@ from ltx2.spec.errors import OutOfMemory, WorkerCrashed
 from ltx2.spec.events import Event, Finished, Progress, Retrying
 from ltx2.spec.plan import Plan, resolve
 from ltx2.spec.request import request
+from tests.engine.children import HERE
 
-ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 # Of the whole device: other processes of it come and go.
 SLACK = 64 * MIB
@@ -29,12 +29,12 @@ class Bench:
     """A device with an engine on it, the file of orders, and what stood between jobs."""
 
     def __init__(self, device: str, folder: Path):
+        self.device = device
         self.folder, self.orders, self.floors = folder, folder / "orders", folder / "floors"
         options = {"device": device, "orders": str(self.orders), "floors": str(self.floors)}
         limits = Limits(start=300.0, rest=0.1, kill=2.0)
-        environment = {"PYTHONPATH": str(ROOT)}
-        self.engine = ProcessEngine(options, "tests.engine.faulty_device:make", limits, environment)
-        wish = request(prompt="a red ball", preset="dev", steps=3, seed=5, width=64, height=64, frames=25)
+        self.engine = ProcessEngine(options, "tests.engine.faulty_device:make", limits, HERE)
+        wish = request(prompt="a red ball", preset="dev", steps=2, seed=5, width=64, height=64, frames=9)
         self.plan: Plan = resolve(wish, read_card(Source("tiny")))
         self.good = self.make()
 
@@ -54,9 +54,15 @@ class Bench:
     def floor(self) -> dict[str, int]:
         return json.loads(self.floors.read_text().splitlines()[-1])
 
+    def warm(self) -> None:
+        """Have this process make a job before the floor is read, so that the fast path keeps what it keeps; a CPU has no
+        floor."""
+        if self.device != "cpu":
+            self.make()
+
     def strike(self, order: str) -> list[Event]:
         """A job with a fault."""
-        self.make()
+        self.warm()
         self.orders.write_text(order)
         return list(self.events())
 
@@ -65,9 +71,11 @@ class Bench:
         before = self.floor()
         assert not (self.folder / "clip.mp4").exists() and not list(self.folder.glob(".*.part.mp4"))
         assert self.make() == self.good
+        self.warm()
         after = self.floor()
         assert (after["pid"] == before["pid"]) == same_process
-        assert after["allocated"] == before["allocated"]
+        # Weights that went to the CPU and back lie in blocks of other sizes.
+        assert abs(after["allocated"] - before["allocated"]) < MIB
         assert abs(after["free"] - before["free"]) < SLACK
 
 
@@ -100,7 +108,8 @@ def test_e2_a_child_that_is_killed_is_a_crash_and_the_next_makes_the_same_video(
     ["stage 1", "decode", *(pytest.param(phase, marks=pytest.mark.gpu) for phase in ("text", "sound", "write"))],
 )
 def test_d5_a_cancel_in_any_phase_leaves_nothing_and_a_warm_child(bench: Bench, phase: str) -> None:
-    bench.make()
+    bench.warm()
+    bench.orders.unlink(missing_ok=True)
     events = bench.events()
     assert next(event for event in events if isinstance(event, Progress) and event.phase == phase)
     events.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import ltx2
 from ltx2.engine.process import Limits, ProcessEngine
 from ltx2.spec.errors import (
     CheckpointError,
@@ -22,7 +23,8 @@ from ltx2.spec.errors import (
 )
 from ltx2.spec.events import Finished, Progress
 from ltx2.spec.plan import Plan
-from tests.engine.children import QUICK, ROOT, Make, is_gone, run, works
+from tests.engine.children import HERE, QUICK, Make, is_gone, run, works
+from tests.import_path import ROOT
 from tests.jobs.asks import plan, wait_for
 
 
@@ -45,6 +47,7 @@ def test_the_state_is_told_and_loading_beats(make: Make, tmp_path: Path) -> None
         ("checkpoint", CheckpointError, "model: a byte is wrong (download it again)"),
         ("unforeseen", GenerationFailed, "the engine broke: FileNotFoundError: /models/weights.safetensors"),
         ("die", WorkerCrashed, "the engine's process died while it loaded"),
+        ("cry", WorkerCrashed, "the engine's process died while it loaded (its last words: no driver | no hope)"),
     ],
 )
 def test_e8_why_it_could_not_load_reaches_the_caller(
@@ -56,6 +59,22 @@ def test_e8_why_it_could_not_load_reaches_the_caller(
         run(engine, tmp_path / "clip.mp4")
     assert type(caught.value) is kind and str(caught.value) == message
     assert caught.value.knob == ("model" if fail == "checkpoint" else None)
+
+
+def test_a_child_finds_what_its_parent_imports_from_relative_folders_without_an_installation(tmp_path: Path) -> None:
+    script = """
+from ltx2.engine.process import ProcessEngine
+from tests.engine.children import FAULTY, HERE
+with ProcessEngine({}, FAULTY, environment=HERE) as engine:
+    assert engine.wait(60) == "READY", engine.reason
+"""
+    (tmp_path / "source").symlink_to(Path(ltx2.__file__).parents[1])
+    (tmp_path / "root").symlink_to(ROOT)
+    # Folders of PYTHONPATH are no sites: what an editable installation says there does not count.
+    folders = ["source", "root", *(path for path in sys.path if path.endswith("-packages"))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    base = getattr(sys, "_base_executable", sys.executable)
+    subprocess.run([base, "-c", script], cwd=tmp_path, env=environment, check=True, timeout=120)
 
 
 def test_e8_a_load_that_works_the_second_time_is_ready(make: Make, tmp_path: Path) -> None:
@@ -129,13 +148,13 @@ import sys, time
 from pathlib import Path
 from ltx2.engine.process import ProcessEngine
 from tests.jobs.asks import plan
-engine = ProcessEngine({{"step": 60.0 if {busy} else 0.0}}, "tests.engine.faulty:make", None, {{"PYTHONPATH": {str(ROOT)!r}}})
+engine = ProcessEngine({{"step": 60.0 if {busy} else 0.0}}, "tests.engine.faulty:make", None, {HERE!r})
 events = engine(plan(), Path({str(tmp_path / "clip.mp4")!r}))
 list(events) if not {busy} else next(event for event in events if event.phase == "text")
 print(engine.pid, flush=True)
 time.sleep(60)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **HERE}
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout
         pid = int(parent.stdout.readline())
@@ -151,13 +170,13 @@ def test_e11_a_stopped_child_dies_with_its_parent_too(tmp_path: Path) -> None:
     script = f"""
 import os, signal, time
 from ltx2.engine.process import ProcessEngine
-engine = ProcessEngine({{}}, "tests.engine.faulty:make", None, {{"PYTHONPATH": {str(ROOT)!r}}})
+engine = ProcessEngine({{}}, "tests.engine.faulty:make", None, {HERE!r})
 assert engine.wait(30) == "READY"
 os.kill(engine.pid, signal.SIGSTOP)
 print(engine.pid, flush=True)
 time.sleep(60)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **HERE}
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout
         pid = int(parent.stdout.readline())

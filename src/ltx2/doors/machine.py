@@ -76,7 +76,7 @@ def held_of(values: argparse.Namespace, settings: Settings, device: str) -> Held
     _one_of("lora_mode", loras, LORA_MODES)
     where = flags.get("text_encoder_device", settings.text_encoder_device)
     elsewhere = where != "auto" and where.removesuffix(":0") != device.removesuffix(":0")
-    return Held(precision_of(values, settings, device), "elsewhere" if elsewhere else text, loras)
+    return Held(precision_of(values, settings, device), "elsewhere" if elsewhere else text, loras, settings.fast)
 
 
 def device_of(values: argparse.Namespace, settings: Settings) -> str:

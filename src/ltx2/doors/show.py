@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from ltx2.spec.cost import EAGER_RATE, Cost, StageCost
+from ltx2.spec.cost import Cost, StageCost
 from ltx2.spec.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,12 +35,14 @@ def describe(plan: Plan, card: Card, cost: Cost, settings: Settings) -> str:
             for first, text in zip([True] + [False] * 3, _stage(stage, part), strict=False)
         ]
     lines.append(("work", f"{cost.passes} passes, {_work(cost.flops)}, and {_work(cost.text_flops)} for the text"))
-    memory = f"weights {size(cost.weight_bytes)}, activations {size(cost.activation_bytes)}, decode {size(cost.decode_bytes)}"
-    lines.append(("memory", memory))
+    memory = f"weights {size(cost.weight_bytes)}, activations {size(cost.activation_bytes + cost.text_key_bytes)}"
+    lines.append(
+        ("memory", f"{memory}, graphs {size(cost.kept_bytes + cost.graph_bytes)}, decode {size(cost.decode_bytes)}")
+    )
     lines.append(("", f"peak {size(cost.resident_bytes)}, or {size(cost.staged_bytes)} with one network at a time"))
     if card.family == card.version:
         estimate = f"about {cost.seconds:.3g} s and ${cost.dollars:.2g} on one H200"
-        basis = f"eager bf16 at {EAGER_RATE / 1e12:.0f} TFLOP/s, ${settings.price_per_hour:g} an hour"
+        basis = f"at {cost.rate / 1e12:.0f} TFLOP/s, without encoding, ${settings.price_per_hour:g} an hour"
         lines.append(("estimate", f"{estimate} ({basis})"))
     # No estimate for a small model: it is bound by launches and imports, which counting does not see.
     return "\n".join(f"{title:<9} {text}" for title, text in lines)

@@ -10,6 +10,7 @@ from typing import IO
 
 LOG = logging.getLogger("ltx2.engine.child")
 LINE = 2_000
+TAIL = 500
 LINES, SECONDS = 50, 10.0
 PIECE = 1 << 16
 
@@ -27,6 +28,10 @@ class Chatter:
     def join(self, seconds: float) -> None:
         """Wait for the end of the pipe."""
         self._thread.join(seconds)
+
+    def tail(self) -> str:
+        """The end of what was said so far, on one line."""
+        return " | ".join(list(self.last))[-TAIL:]
 
     def _read(self) -> None:
         with self._pipe:

@@ -12,9 +12,10 @@ import torch
 
 from ltx2.engine import memory
 from ltx2.engine.faults import explained, frugal, is_out_of_memory, release
+from ltx2.models import fast
 from ltx2.models.components import Models
 from ltx2.pipeline.generate import generate
-from ltx2.spec.errors import OutOfMemory
+from ltx2.spec.errors import DoesNotFit, OutOfMemory
 from ltx2.spec.events import Event, Finished, Progress, Retrying
 from ltx2.spec.plan import Plan
 
@@ -46,7 +47,7 @@ class Engine:
                 f"the device ran out of memory at {plan.width}x{plan.height}, {plan.frames} frames",
                 hint="ask for a smaller size or fewer frames",
             )
-        yield Finished(out, plan.seed, clock.total(), clock.peak_bytes(), clock.timings)
+        yield Finished(out, plan.seed, clock.total(), clock.peak_bytes(), clock.timings, self._warnings())
 
     def _attempt(self, plan: Plan, out: Path, tiled: bool, clock: _Clock) -> Generator[Event, None, bool]:
         """Try to make the video; the return value says whether memory ran out."""
@@ -66,9 +67,34 @@ class Engine:
         return True
 
     def check_fits(self, plan: Plan) -> memory.Fit:
-        """Whether the Plan fits beside the loaded weights. Raises DoesNotFit, naming what would."""
+        """Whether the Plan fits beside the loaded weights. Raises DoesNotFit, naming what would.
+
+        What the fast path keeps of earlier videos gives way to this one.
+        """
+        try:
+            fit = self._fit(plan)
+        except DoesNotFit:
+            if not self._forget():
+                raise
+            return self._fit(plan)
+        return self._fit(plan) if fit.tiled and self._forget() else fit
+
+    def _fit(self, plan: Plan) -> memory.Fit:
         models = self.models
         return memory.check(plan, models.card, models.device, models.held, loaded=models.residency.policy == "resident")
+
+    def _forget(self) -> bool:
+        """Drop what the fast path keeps; whether there was anything."""
+        if not fast.forget(self.models.networks["transformer"]):
+            return False
+        release(self.models.device)
+        return True
+
+    def _warnings(self) -> tuple[str, ...]:
+        models = self.models
+        if not models.fast:
+            return ()
+        return fast.slow_paths(models.networks["transformer"], models.networks["vae"], models.device)
 
     def warm_up(self, plan: Plan) -> float:
         """Make the Plan's video once and throw it away, so that kernels and caches for its shapes are ready.

@@ -76,7 +76,9 @@ def _held(given: Mapping[str, Any], device: str) -> Held:
     if precision == "auto":
         precision = "bf16" if device.startswith("cuda") else "fp32"
     elsewhere = words["text_encoder_device"] not in ("auto", device)
-    return Held(precision, "elsewhere" if elsewhere else words["text_encoder_precision"], words["lora_mode"])
+    return Held(
+        precision, "elsewhere" if elsewhere else words["text_encoder_precision"], words["lora_mode"], words["fast"]
+    )
 
 
 def _embeddings(where: str) -> Embeddings | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from ltx2.models import fast
 from ltx2.models.components import Models
 from ltx2.models.residency import Residency
 from ltx2.spec.errors import GenerationFailed, Ltx2Error, OutOfRoom, WorkerCrashed
@@ -61,7 +62,7 @@ def frugal(models: Models) -> Iterator[None]:
 
     Afterwards they are where they were, unless there is no room for that any more.
     """
-    before, fast = models.residency, models.fast
+    before, was_fast = models.residency, models.fast
     if before.policy != "resident" or models.device.type == "cpu":
         yield
         return
@@ -71,13 +72,14 @@ def frugal(models: Models) -> Iterator[None]:
     try:
         yield
     finally:
-        models.fast = fast
+        models.fast = was_fast
         with suppress(torch.OutOfMemoryError):
             _move(models, before)
 
 
 def _move(models: Models, residency: Residency) -> None:
     for network in models.networks.values():
+        fast.forget(network)
         network.to(residency.home)
     models.residency = residency
     release(models.device)

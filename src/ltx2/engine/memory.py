@@ -42,10 +42,12 @@ def available(device: torch.device) -> int:
 def check(plan: Plan, card: Card, device: torch.device, precision: str | Held, loaded: bool) -> Fit:
     """How the Plan fits the device; with `loaded` the weights are there already and only activations are counted.
 
-    `precision` says how the weights are held. Raises DoesNotFit naming what would fit: LoRAs added instead of merged,
-    else the largest number of frames, else the largest size.
+    `precision` says how the model is held; a CPU keeps no graphs, and its decode counts as the plain path's. Raises
+    DoesNotFit naming what would fit: LoRAs added instead of merged, else the largest number of frames, else the largest
+    size.
     """
     held = Held(precision) if isinstance(precision, str) else precision
+    held = replace(held, fast=held.fast and device.type == "cuda")
     have = available(device) - (OVERHEAD if device.type == "cuda" else 0)
     for tiled in (False, True):
         if wanted(plan, card, held, loaded, tiled) <= have:
@@ -62,7 +64,8 @@ def check(plan: Plan, card: Card, device: torch.device, precision: str | Held, l
 
 
 def wanted(plan: Plan, card: Card, precision: str | Held, loaded: bool, tiled: bool) -> int:
-    """Bytes that the Plan's largest moment takes: weights unless `loaded`, and activations or the picture's decode.
+    """Bytes that the Plan's largest moment takes: weights unless `loaded`, what the fast path keeps, and activations
+    with their text keys or the picture's decode.
 
     A merged LoRA keeps the originals of the layers that it touches, which is nearly all of the transformer; an added
     one keeps nothing. Either lies on the device itself.
@@ -72,8 +75,9 @@ def wanted(plan: Plan, card: Card, precision: str | Held, loaded: bool, tiled: b
     uses = bool(plan.loras) or any(stage.lora for stage in plan.stages)
     originals = transformer_bytes(card.shape, held.precision) if uses and held.merges else 0
     share = min(1.0, TILE_FRAMES / plan.frames) if tiled else 1.0
-    weights = 0 if loaded else cost.weight_bytes + card.shape.lora_bytes + _file_bytes(plan)
-    return weights + max(originals + cost.activation_bytes, round(cost.decode_bytes * share))
+    weights = 0 if loaded else cost.weight_bytes + _file_bytes(plan)
+    working = originals + cost.activation_bytes + cost.text_key_bytes
+    return weights + cost.kept_bytes + cost.graph_bytes + max(working, round(cost.decode_bytes * share))
 
 
 def _file_bytes(plan: Plan) -> int:

@@ -282,7 +282,7 @@ class ProcessEngine:
                 while (report := self._receive(child, None)) is not None:
                     self._pass_on(report)
             elif report is None:
-                self._fail(WorkerCrashed("the engine's process died while it loaded"))
+                self._fail(_died_loading(child))
             else:
                 raise ProtocolError("the first word must be that it is ready")
         except ProtocolError as error:
@@ -296,7 +296,7 @@ class ProcessEngine:
         except OSError as error:
             LOG.error("the engine's process %d cannot be spoken to: %s", child.process.pid, error)
             if self._state in ("STARTING", "FAILED"):
-                self._fail(WorkerCrashed("the engine's process died while it loaded"))
+                self._fail(_died_loading(child))
 
     def _receive(self, child: Child, end: float | None) -> Report | None:
         try:
@@ -332,3 +332,12 @@ class ProcessEngine:
             if state == "READY":
                 self._failure = None
             self._changed.notify_all()
+
+
+def _died_loading(child: Child) -> WorkerCrashed:
+    """With what it said last: such a death is told to the one who runs the engine, and no job has begun."""
+    child.chatter.join(1.0)
+    words = child.chatter.tail()
+    return WorkerCrashed(
+        "the engine's process died while it loaded", hint=f"its last words: {words}" if words else None
+    )

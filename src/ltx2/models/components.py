@@ -66,6 +66,7 @@ class Models:
             "fp8" if self.holding.transformer == "fp8" else plain,
             text if self.text_device == self.device else "elsewhere",
             self.holding.loras,
+            self.fast,
         )
 
     @contextmanager

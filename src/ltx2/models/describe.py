@@ -20,6 +20,7 @@ from ltx2.models.packing import sort_out
 from ltx2.models.rename import component_of
 from ltx2.spec.card import Card, Kind, Shape, Version
 from ltx2.spec.errors import CheckpointError, UnknownModel
+from ltx2.spec.precision import lora_bytes
 
 Config = dict[str, Any]
 HERE = Path(__file__).parent
@@ -120,7 +121,8 @@ def read_card(source: Source) -> Card:
         counts = _PUBLISHED_BYTES[version] if shipped else _weigh(place.path, configs)
     path = place.path
     lora = distilled_lora_file(source, path)
-    lora_bytes = lora.stat().st_size if lora and source.weights == "real" else 0
+    lora_file_bytes = lora.stat().st_size if lora and source.weights == "real" else 0
+    shape = shape_of(configs, counts)
     card = Card(
         name=place.name,
         version=version,
@@ -133,7 +135,11 @@ def read_card(source: Source) -> Card:
         upsampler=source.upsampler is not None or "upsampler" in configs,
         audio_latents_per_second=audio_rate(configs["audio_vae"]),
         note=_note(source, version),
-        shape=replace(shape_of(configs, counts), lora_bytes=lora_bytes),
+        shape=replace(
+            shape,
+            lora_bytes=lora_file_bytes,
+            drawn_lora_bytes=lora_bytes(shape) if source.weights == "random" else 0,
+        ),
     )
     return _apply_own_card(card, path / "card.json") if path.is_dir() else card
 

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ltx2.models import fast
+
 Policy = Literal["resident", "staged"]
 
 
@@ -37,6 +39,7 @@ class Residency:
         finally:
             self._depth[id(network)] -= 1
             if self.home != self.device and not self._depth[id(network)]:
+                fast.forget(network)
                 network.to(self.home)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()

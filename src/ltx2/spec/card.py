@@ -16,7 +16,8 @@ class Shape:
 
     The defaults are LTX-2's. `latent_channels` and `audio_channels * audio_bins` are the widths of the two token
     streams; `text_width` is the width of a text token as it enters the transformer; `lora_bytes` are those of the
-    distilled LoRA that came with the model.
+    distilled LoRA that came with the model, `drawn_lora_bytes` those of the one that random weights get where LoRAs are
+    added.
     """
 
     layers: int = 48
@@ -33,6 +34,7 @@ class Shape:
     text_encoder_bytes: int = 24_374_650_080
     other_bytes: int = 6_460_000_000
     lora_bytes: int = 0
+    drawn_lora_bytes: int = 0
 
 
 @dataclass(frozen=True)

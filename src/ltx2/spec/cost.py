@@ -14,15 +14,23 @@ from ltx2.spec.geometry import Grid
 from ltx2.spec.plan import Plan, Stage
 from ltx2.spec.precision import FLOAT_BYTES, Held, text_encoder_bytes, transformer_bytes
 
-# Measured on one H200 with torch 2.11, full-size LTX-2, eager bf16: one 768x512x97 forward takes 379 ms.
-EAGER_RATE = 416e12
-# Measured there too: the untiled decode of 768x512x97 takes 184 ms and 4.2 GiB beyond the weights.
+GRAPH_TOKENS = 16_384
+"""Rows times video tokens up to which launching kernels may cost more than running them, so that graphs are recorded."""
+
+# Operations a second, measured on one H200 with torch 2.11 and full-size LTX-2: the plain path, and what the fast one did on
+# average over the rows of docs/03-speed.md (585 to 619 in bf16, 744 to 906 in fp8).
+_PLAIN_RATE = 416e12
+_FAST_RATES = {"bf16": 605e12, "fp8": 850e12}
+# Measured there too: the untiled decode of 768x512x97 takes 184 ms and 4.2 GiB beyond the weights. The fast one takes
+# 2.8 GiB, and 14.2 GiB at 1536x1024x121.
 DECODE_SECONDS_PER_PIXEL = 0.184 / (768 * 512 * 97)
+FAST_DECODE_SECONDS_PER_PIXEL = 0.107 / (768 * 512 * 97)
 DECODE_BYTES_PER_PIXEL = 118
+FAST_DECODE_BYTES_PER_PIXEL = 80
 # 2.3 and 2.5 decode with 94.4 TFLOP where 2.0 needs 48.4.
 DECODE_FACTOR = {"2.0": 1.0, "2.3": 1.95, "2.5": 1.95}
-# Peak beyond the weights of one eager pass, in bytes per video token and channel: 0.7 GiB at 4,992 tokens of 4,096
-# channels and 3.4 GiB at 24,576 (bf16).
+# Peak beyond the weights of one eager pass, in bytes per video token and channel of each row: 0.7 GiB at 4,992 tokens of
+# 4,096 channels and 3.4 GiB at 24,576 (bf16).
 ACTIVATION_BYTES = 36.3
 
 
@@ -40,9 +48,11 @@ class StageCost:
 class Cost:
     """The need of a Plan.
 
-    `flops` are those of the denoising stages, `text_flops` those of the text encoder. `resident_bytes` is the peak with
-    every network on the device, `staged_bytes` with one network at a time. `seconds` is a warm run on one H200 at
-    `EAGER_RATE`, and `dollars` its price.
+    `flops` are those of the denoising stages, `text_flops` those of the text encoder. `weight_bytes` has LoRAs that came
+    with the model in it. Of the fast path are `text_key_bytes`, the text keys of the stage at work, `kept_bytes`, those
+    that graphs keep from stage to stage, and `graph_bytes`, the graphs' pool. `resident_bytes` is the peak with every
+    network on the device, `staged_bytes` with one network at a time. `seconds` is a warm run on one H200 at `rate`
+    operations a second, without the encoding of the video, and `dollars` its price.
     """
 
     stages: tuple[StageCost, ...]
@@ -51,9 +61,13 @@ class Cost:
     text_flops: float
     weight_bytes: int
     activation_bytes: int
+    text_key_bytes: int
+    kept_bytes: int
+    graph_bytes: int
     decode_bytes: int
     resident_bytes: int
     staged_bytes: int
+    rate: float
     seconds: float
     dollars: float
 
@@ -69,7 +83,7 @@ def need(plan: Plan, card: Card, precision: str | Held = "bf16", price_per_hour:
     width = FLOAT_BYTES[held.precision]
     stages = tuple(stage_cost(stage, plan.grid(stage), card) for stage in plan.stages)
     flops = sum(stage.flops for stage in stages)
-    prompts = 2 if any(stage.video.cfg != 1 or stage.audio.cfg != 1 for stage in plan.stages) else 1
+    prompts = max(_rows(stage) for stage in plan.stages)
     text_flops = prompts * card.text_tokens * shape.text_encoder_bytes  # bf16: two bytes and two operations a weight
     pixels = plan.width * plan.height * plan.frames
     weights = [
@@ -77,24 +91,69 @@ def need(plan: Plan, card: Card, precision: str | Held = "bf16", price_per_hour:
         text_encoder_bytes(shape, held),
         shape.other_bytes * width // 2,
     ]
-    tokens = max(stage.video_tokens for stage in stages)
-    activations = round(ACTIVATION_BYTES * tokens * shape.video_dim * width / 2)
-    decode = round(DECODE_BYTES_PER_PIXEL * pixels * width / 2)
-    decode_seconds = DECODE_SECONDS_PER_PIXEL * pixels * DECODE_FACTOR[card.version]
-    seconds = (flops + text_flops) / EAGER_RATE + decode_seconds
+    lora = shape.lora_bytes + (0 if held.merges else shape.drawn_lora_bytes)
+    moments = [_moment(stage, plan.grid(stage), card, width, held.fast) for stage in plan.stages]
+    activations, keys = max(one.activations for one in moments), max(one.keys for one in moments)
+    kept, graphs = _kept(moments, card)
+    decode = round((FAST_DECODE_BYTES_PER_PIXEL if held.fast else DECODE_BYTES_PER_PIXEL) * pixels * width / 2)
+    decode_rate = FAST_DECODE_SECONDS_PER_PIXEL if held.fast else DECODE_SECONDS_PER_PIXEL
+    decode_seconds = decode_rate * pixels * DECODE_FACTOR[card.version]
+    rate = _FAST_RATES.get(held.precision, _PLAIN_RATE) if held.fast else _PLAIN_RATE
+    seconds = (flops + text_flops) / rate + decode_seconds
     return Cost(
         stages=stages,
         passes=sum(stage.passes for stage in stages),
         flops=flops,
         text_flops=text_flops,
-        weight_bytes=sum(weights),
+        weight_bytes=sum(weights) + lora,
         activation_bytes=activations,
+        text_key_bytes=keys,
+        kept_bytes=kept,
+        graph_bytes=graphs,
         decode_bytes=decode,
-        resident_bytes=sum(weights) + max(activations, decode),
-        staged_bytes=max(weights[0] + activations, weights[1], weights[2] + decode),
+        resident_bytes=sum(weights) + lora + kept + graphs + max(activations + keys, decode),
+        staged_bytes=lora + max(weights[0] + kept + graphs + activations + keys, weights[1], weights[2] + decode),
+        rate=rate,
         seconds=seconds,
         dollars=seconds / 3600 * price_per_hour,
     )
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """One stage at work: bytes of activations and text keys, and its kind if it is recorded as a graph."""
+
+    activations: int
+    keys: int
+    kind: tuple[int, ...] | None
+
+
+def _moment(stage: Stage, grid: Grid, card: Card, width: int, fast: bool) -> _Moment:
+    shape, rows = card.shape, _rows(stage)
+    activations = round(ACTIVATION_BYTES * rows * grid.video_tokens * shape.video_dim * width / 2)
+    if not fast:
+        return _Moment(activations, 0, None)
+    # Keys and values of both streams for every block.
+    keys = 2 * shape.layers * (shape.video_dim + shape.audio_dim) * card.text_tokens * rows * width
+    kind = (rows, grid.video_tokens, grid.audio_tokens, stage.passes_per_step)
+    return _Moment(activations, keys, kind if rows * grid.video_tokens <= GRAPH_TOKENS else None)
+
+
+def _kept(moments: list[_Moment], card: Card) -> tuple[int, int]:
+    """Bytes of text keys that graphs keep, and of the pool that graphs share.
+
+    Each graph of 2.0 keeps the keys that it was recorded with. In later versions sigma changes them, so that they are
+    made inside the graph, in its pool.
+    """
+    graphs = {one.kind: one for one in moments if one.kind}.values()
+    if card.version == "2.0":
+        return sum(one.keys for one in graphs), max((one.activations for one in graphs), default=0)
+    return 0, max((one.activations + one.keys for one in graphs), default=0)
+
+
+def _rows(stage: Stage) -> int:
+    """Rows of a stage's plain pass: one for every prompt."""
+    return 2 if stage.video.cfg != 1 or stage.audio.cfg != 1 else 1
 
 
 def stage_cost(stage: Stage, grid: Grid, card: Card) -> StageCost:

@@ -25,12 +25,14 @@ class Held:
     """How a model is held on a device, in words.
 
     `precision` is bf16, fp32 or fp8; `text_encoder` auto (as `precision`), int8, int4, or elsewhere (on another device);
-    `loras` merged, added, or auto.
+    `loras` merged, added, or auto. `fast` says whether the fast paths are taken, which keep some memory on a GPU and
+    decode with less.
     """
 
     precision: str = "bf16"
     text_encoder: str = "auto"
     loras: str = "auto"
+    fast: bool = True
 
     @property
     def merges(self) -> bool:
@@ -65,3 +67,12 @@ def block_weights(shape: Shape) -> int:
     """Elements of the linears of one block that fp8 holds: six attentions and two feed-forwards, without gate logits."""
     wide, narrow = shape.video_dim, shape.audio_dim
     return 16 * wide**2 + 20 * narrow**2 + 4 * wide * narrow
+
+
+def lora_bytes(shape: Shape, rank: int = 384) -> int:
+    """Bytes of a bf16 LoRA on the linears of all blocks, min(rank, in, out) for each: 4 % below the distilled LoRA of
+    LTX-2, which also touches both ends."""
+    wide, narrow = shape.video_dim, shape.audio_dim
+    sides = 12 * [(narrow, narrow)] + 4 * [(wide, narrow)] + 8 * [(wide, wide)]
+    sides += 2 * [(wide, 4 * wide)] + 2 * [(narrow, 4 * narrow)]
+    return 2 * shape.layers * sum(min(rank, *pair) * sum(pair) for pair in sides)

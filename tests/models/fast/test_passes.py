@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import torch
 from torch import nn
 
 from ltx2.models import fast
-from ltx2.models.fast import passes, projection
+from ltx2.models.fast import Stage, passes, projection
+from ltx2.models.fast.graphs import Graphs
+from ltx2.models.fast.ops import no_kernels
+from ltx2.models.fast.projection import Joined
 from ltx2.models.lora import added, merged
 from ltx2.models.precision import Fp8Linear, quantise_rows
+from ltx2.models.residency import Residency
 from ltx2.models.small import small
 from ltx2.models.velocity import Perturbation, velocities
 from ltx2.pipeline.generate import generate
@@ -24,6 +30,7 @@ from ltx2.spec.plan import resolve
 from ltx2.spec.request import request
 from tests.data_files import largest_difference
 from tests.models.fast.test_forward import _random_streams, _small
+from tests.models.fast.test_graphs import FakeRecorder
 
 WEAK = (Perturbation((1,), (1,)), Perturbation(isolated=True))
 
@@ -47,6 +54,59 @@ def test_the_twin_is_kept_while_weights_stay_and_made_anew_when_they_move() -> N
         parameter.data = parameter.data.clone()
     assert fast._twin(transformer) is not first
     _agree(transformer)
+
+
+@pytest.mark.parametrize("how", ["forget", "off", "home"])
+@torch.inference_mode()
+def test_what_the_fast_path_keeps_goes_when_it_is_off_or_the_weights_leave(how: str) -> None:
+    transformer = small("2.0").networks["transformer"]
+    stage = passes(transformer)
+    assert isinstance(stage, Stage)
+    stage.twin.graphs = Graphs(FakeRecorder())
+    video, audio = _random_streams(transformer, 1, False)
+    for _ in range(3):
+        stage(video, audio)
+    assert stage.constant and stage.constant.keys and len(stage.twin.graphs.recorded) == 1
+    joined = stage.twin.forward.blocks[0].video.own.project
+    assert isinstance(joined, Joined)
+    kept = [ref(one) for one in (stage.twin, stage.twin.graphs, stage.constant.keys[0][0].k, joined.weight)]
+    del stage, joined
+    assert all(one() is not None for one in kept), "from stage to stage"
+    match how:
+        case "forget":
+            assert fast.forget(transformer) and not fast.forget(transformer)
+        case "off":
+            passes(transformer, fast=False)
+        case _:
+            residency = Residency("staged", torch.device("cpu"))
+            # The two places here: `meta` is where the weights wait.
+            residency.home = torch.device("meta")
+            with residency.at_work(transformer):
+                pass
+    gc.collect()
+    assert [one() for one in kept] == [None] * 4
+
+
+def test_what_took_its_slow_path_is_told() -> None:
+    networks = small("2.3").networks
+    transformer, cpu = copy.deepcopy(networks["transformer"]), torch.device("cpu")
+    assert fast.slow_paths(transformer, networks["vae"], cpu) == ()
+    transformer.register_to_config(rope_type="interleaved")  # pyright: ignore[reportCallIssue]
+    networks["vae"].use_tiling = True  # pyright: ignore[reportArgumentType]
+    assert fast.slow_paths(transformer, networks["vae"], cpu) == (
+        "the transformer took its slow path: its RoPE is interleaved, not split",
+        "the video decoder took its slow path: it is set to decode in tiles",
+    )
+
+
+def test_a_gpu_without_kernels_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "T4")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    assert no_kernels(torch.device("cuda")) == "T4 is older than compute capability 8.0"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert no_kernels(torch.device("cuda")) == "Triton is not installed"
+    assert no_kernels(torch.device("cpu")) is None
 
 
 @torch.inference_mode()

@@ -10,20 +10,19 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ltx2.models.fast import decoder
 from ltx2.models.fast.attention import preferring
 from ltx2.models.fast.forward import Forward, unsupported
 from ltx2.models.fast.graphs import CudaRecorder, Graphs
-from ltx2.models.fast.ops import Ops, choose
+from ltx2.models.fast.ops import Ops, choose, no_kernels
 from ltx2.models.fast.stage import Constant, given, same_stage
 from ltx2.models.velocity import Perturbation, Stream, velocities
+from ltx2.spec.cost import GRAPH_TOKENS
 
 log = logging.getLogger(__name__)
-
-GRAPH_TOKENS = 16_384
-"""Rows times video tokens up to which launching kernels may cost more than running them."""
 
 _TWIN = "_ltx2_twin"
 
@@ -39,6 +38,7 @@ def passes(transformer: nn.Module, fast: bool = True) -> Passes:
     reason = unsupported(transformer) if fast else "it was asked for"
     if reason is None:
         return Stage(_twin(transformer))
+    forget(transformer)
     if fast:
         log.warning("the transformer takes its slow path: %s", reason)
 
@@ -57,6 +57,25 @@ def decoding(vae: nn.Module, fast: bool = True) -> Callable[[Tensor], Tensor]:
         log.warning("the video decoder takes its slow path: %s", reason)
     owner: Any = vae
     return lambda latent: owner.decode(latent, return_dict=False)[0]
+
+
+def slow_paths(transformer: nn.Module, vae: nn.Module, device: torch.device) -> tuple[str, ...]:
+    """What a user should know about a video that was to take the fast paths: which of them it did not take, and why."""
+    found = (
+        ("the transformer took its slow path", unsupported(transformer)),
+        ("the video decoder took its slow path", decoder.unsupported(vae)),
+        ("plain operations instead of fused kernels", no_kernels(device)),
+    )
+    return tuple(f"{what}: {reason}" for what, reason in found if reason)
+
+
+def forget(network: nn.Module) -> bool:
+    """Drop what the fast path keeps of a network: joined weights, graphs with their pool and text keys.
+
+    The network keeps its own weights. Returns whether there was anything; a CUDA cache is emptied by whoever wants the
+    room. To be called before its weights go elsewhere, for what is kept stays where it was.
+    """
+    return network.__dict__.pop(_TWIN, None) is not None
 
 
 class Twin:
@@ -116,7 +135,7 @@ def _twin(transformer: Any) -> Twin:
     twin: Twin | None = transformer.__dict__.get(_TWIN)
     if twin is None or twin.forward.stale():
         # Dropped first, so that its graphs and joined weights are gone before new ones come.
-        transformer.__dict__.pop(_TWIN, None)
+        forget(transformer)
         del twin
         transformer.__dict__[_TWIN] = twin = Twin(transformer)
     return twin

@@ -16,15 +16,17 @@ import triton.language as tl
 from torch import Tensor
 
 from ltx2.models.fast.ops import Affine, Ops, Rows, Table, Update
+from ltx2.models.precision import E4M3_MAX, SMALLEST
 
 FP8 = torch.float8_e4m3fn
+_LARGEST, _SMALLEST = tl.constexpr(E4M3_MAX), tl.constexpr(SMALLEST)
 
 
 @triton.jit
 def _store(value, out, scales, row, offsets, mask, QUANTISE: tl.constexpr):
     """Store a row as it is, or in e4m3 with its scale."""
     if QUANTISE:
-        scale = tl.maximum(tl.max(tl.abs(value)), 1e-12) / 448.0
+        scale = tl.maximum(tl.max(tl.abs(value)), _SMALLEST) / _LARGEST
         tl.store(scales + row, scale)
         value = value / scale
     tl.store(out + offsets, value.to(out.dtype.element_ty), mask=mask)

@@ -176,12 +176,23 @@ def choose(device: torch.device) -> Ops:
     """Triton on CUDA from compute capability 8.0 on, else plain PyTorch; says so when a GPU goes without Triton."""
     if device.type != "cuda":
         return PLAIN
-    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
-        _warn_once(f"no Triton kernels for {torch.cuda.get_device_name(device)}: plain PyTorch operations, slower")
+    if reason := no_kernels(device):
+        _warn_once(f"no Triton kernels: {reason}; plain PyTorch operations are slower")
         return PLAIN
     from ltx2.models.fast.kernels import TRITON
 
     return TRITON
+
+
+def no_kernels(device: torch.device) -> str | None:
+    """Why a GPU goes without Triton's kernels; None where it does not, and for a CPU, which has no use for them."""
+    if device.type != "cuda":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    return None
 
 
 @cache
