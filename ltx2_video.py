@@ -123,6 +123,12 @@ def main(
     seed: int = -1,
     output: str = "ltx2_output.mp4",
 ):
+    """Make one video on a GPU of the account, without a deployed service, and write it to OUTPUT (ltx2_output.mp4).
+
+    Size, length, frame rate and steps that are not given are those of the recipe (`classic`: 768x512, 97 frames, 24 a
+    second, 10 steps), the seed is drawn. Needs the weights on their volume: `modal run ltx2_video.py::download`.
+    """
     fields = deploy.fields_of(SETTINGS, prompt, width, height, num_frames, fps, num_inference_steps, seed)
+    deploy.check_weights(SETTINGS)
     data, report = Generator().once.remote(fields)
     deploy.save(Path(output), data, report)

@@ -36,11 +36,21 @@ def become(given: dict[str, object]) -> None:
     runpy.run_module(ENTRY, run_name="__main__", alter_sys=True)
 
 
+def refuse() -> bool:
+    """Stands for CUDA during the imports."""
+    raise AssertionError("an import asks CUDA: the CPU snapshot of a container would be of no use")
+
+
 def main() -> None:
     """Fork until there are no more lines."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    cuda = import_module("torch").cuda
+    asked = cuda.is_available, cuda._lazy_init
+    # A container imports all this before its memory snapshot is taken, where CUDA must not be asked anything.
+    cuda.is_available = cuda._lazy_init = refuse
     for name in WARM:
         import_module(name)
+    cuda.is_available, cuda._lazy_init = asked
     parent = os.getpid()
     for line in sys.stdin:
         process = os.fork()

@@ -216,7 +216,11 @@ class Calling(Deploying):
         for app in self.machine.cloud.apps.values():
             if app.name == request.app_name and request.object_tag in app.tags:
                 function = self.machine.cloud.functions[app.tags[request.object_tag]]
-                return api_pb2.FunctionGetResponse(function_id=function.id, handle_metadata=function.metadata)
+                ranked = api_pb2.FunctionData.RankedFunction(rank=0, function=function.definition)
+                return api_pb2.FunctionGetResponse(
+                    function_id=function.id, handle_metadata=function.metadata,
+                    function=function.data or api_pb2.FunctionData(ranked_functions=[ranked]),
+                )  # fmt: skip
         raise GRPCError(Status.NOT_FOUND, f"No function {request.object_tag} in app {request.app_name}")
 
     async def _bind(self, request: api_pb2.FunctionBindParamsRequest) -> api_pb2.FunctionBindParamsResponse:

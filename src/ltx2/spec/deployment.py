@@ -22,6 +22,8 @@ CARRIED = "LTX2_DEPLOYMENT"
 SNAPSHOTS = ("none", "cpu", "gpu")
 PRECISIONS = ("auto", "bf16", "fp8")
 GB = 10**9
+# In `warm_up`: the video of a request that names no shape; and, alone, nothing at all.
+DEFAULT, NOTHING = "default", "none"
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Deployment:
     `app`: the name in Modal, and the beginning of the names of its volumes and dicts. `model`: a name of `ltx2 models`
     or a hub id of a Diffusers folder; `revision`: its commit (None: the one that the download found and pinned).
     `gpus`: ranked, with fallbacks. `precision`: auto is bf16 where the weights fit, else fp8. `preset`: of requests that
-    name none (None: what suits the model). `warm_up`: shapes as in 768x512x97 that a container makes once before its
-    first job.
+    name none (None: what suits the model). `warm_up`: what a container makes once, with few steps, before its first job:
+    shapes as in 768x512x97, and `default`, what a request gets that names none; () is nothing.
     `min_containers`, `max_containers`, `buffer_containers`: of the GPU class; `scaledown_window`: seconds that an idle one
     stays; `web_containers`: the most of the web function. `region`: None is anywhere, which is cheapest.
     `timeout`: seconds of one video; `startup_timeout`: seconds of loading. `attempts`: how often a job is begun when
@@ -75,7 +77,7 @@ class Deployment:
     gpus: tuple[str, ...] = ("H200", "B200", "H100")
     precision: str = "auto"
     preset: str | None = None
-    warm_up: tuple[str, ...] = ()
+    warm_up: tuple[str, ...] = (DEFAULT,)
     min_containers: int = 0
     max_containers: int = 1
     buffer_containers: int = 0
@@ -147,10 +149,11 @@ def checked(deployment: Deployment) -> Deployment:
     _one_of("precision", deployment.precision, PRECISIONS)
     _check_numbers(deployment)
     for shape in deployment.warm_up:
-        if not re.fullmatch(r"\d+x\d+x\d+", shape):
+        if shape != DEFAULT and not re.fullmatch(r"\d+x\d+x\d+", shape):
             raise RefusedRequest(
-                f"warm_up: {shape!r} is no shape", knob="warm_up", hint="width x height x frames: 768x512x97"
-            )
+                f"warm_up: {shape!r} is no shape", knob="warm_up",
+                hint="width x height x frames: 768x512x97; or default; or none, alone",
+            )  # fmt: skip
     # It becomes a part of the service's host name.
     if not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){0,39}", deployment.app):
         raise RefusedRequest(
@@ -201,6 +204,8 @@ def _value(name: str, value: Any, where: str) -> Any:
     try:
         if kind.startswith("tuple"):
             parts = value.split(",") if isinstance(value, str) else value
+            if name == "warm_up" and list(parts) == [NOTHING]:
+                return ()
             return tuple(str(part).strip() for part in parts if str(part).strip())
         if isinstance(value, bool):
             raise ValueError

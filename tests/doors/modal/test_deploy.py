@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from modal_proto import api_pb2
 
+from ltx2.doors.modal import deploy
 from tests.doors.modal.conftest import Deployed
 from tests.fake_modal import Function
 from tests.fake_modal.machine import ROOT
@@ -79,6 +82,15 @@ def test_the_gpu_class(declared: Deployed):
         "/outputs": ("ltx2-video-outputs", False),
         "/compiled": ("ltx2-video-compiled", False),
     }
+
+
+def test_compiled_kernels_go_to_a_volume(declared: Deployed):
+    lines = " ".join(declared.machine.cloud.layers(declared.gpu))
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        (place,) = re.findall(rf"{name}[= ]'?([^ ']+)", lines)
+        assert Path(place).parent == declared.root / "compiled"
+    # What compiles them for a GPU is part of the image.
+    assert re.search(r"apt-get install .*\bgcc\b", lines)
 
 
 def test_the_web_function(declared: Deployed):
@@ -175,6 +187,19 @@ def test_the_web_function_runs_without_torch():
 
 
 def test_the_settings_of_the_server_go_along_but_no_secret(tmp_path: Path):
-    code = "import ltx2_video as v; print(v.PLACE.service)"
-    done = run(code, LTX2_RPM="7", LTX2_SECRET="hush", LTX2_DB="postgresql://u:p@h/d")
-    assert '"rpm": 7' in done.stdout and "hush" not in done.stdout and "postgresql" not in done.stdout, done.stderr
+    given = {"LTX2_RPM": "7", "LTX2_SECRET": "hush-hush-hush-hush", "LTX2_DB": "postgresql://u:p@h/d"}
+    place = deploy.place(given | {"LTX2_MODAL_MODEL": "tiny"}, tmp_path)
+    assert json.loads(place.service) == {"rpm": 7}
+
+
+def test_a_warm_up_that_cannot_be_made_is_refused_before_the_deploy(tmp_path: Path):
+    with pytest.raises(SystemExit, match="width: 33"):
+        deploy.place({"LTX2_MODAL_MODEL": "tiny", "LTX2_MODAL_WARM_UP": "64x64x9,33x64x9"}, tmp_path)
+
+
+def test_modal_run_without_weights_starts_no_gpu(declared: Deployed):
+    done = declared.machine.command(
+        "run", "ltx2_video.py", "--prompt", "x", **declared.settings | {"LTX2_MODAL_MODEL": "ltx-2-distilled"}
+    )
+    assert done.returncode == 1 and "modal run ltx2_video.py::download" in done.stdout + done.stderr
+    assert not any(function.containers for function in declared.machine.cloud.functions.values())

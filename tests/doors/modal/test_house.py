@@ -7,18 +7,21 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import modal.exception
 import pytest
 from huggingface_hub import constants
 
 from ltx2.doors.cli import main
 from ltx2.doors.http import logs
 from ltx2.doors.modal import doctor, weights
-from ltx2.doors.modal.boot import Boot, precision_for
+from ltx2.doors.modal.boot import Boot, gpu_here, precision_for
 from ltx2.doors.modal.database import Hand, StoreQueue, open_queue, sweep_store
 from ltx2.doors.modal.deploy import Place
 from ltx2.doors.modal.errors import SpendCapReached
+from ltx2.doors.modal.hands import Hands
 from ltx2.doors.modal.ledger import Ledger
 from ltx2.doors.modal.outputs import Outputs
 from ltx2.doors.modal.prices import PROFILES, costs, profiled, table
@@ -68,6 +71,7 @@ def findings(service: Deployed, **more: str) -> tuple[int, dict[str, tuple[bool,
 
 def test_J5_the_doctor_names_what_is_missing(declared: Deployed, tmp_path: Path):
     code, seen = findings(declared)
+    assert declared.web.url in seen["service"][1]
     assert code == 0 and seen["secret enter-token"][0] and seen["account"][0] and "$" in seen["a clip"][1], seen
     kept = declared.machine.cloud.secrets.pop("huggingface-secret")
     declared.machine.cloud.volumes["ltx2-video-weights"].folder = tmp_path
@@ -136,6 +140,73 @@ def test_precision_follows_the_gpu_that_came():
     assert precision_for(settings, source, 60 * 10**9) == "fp8"
     assert precision_for(Deployment(precision="fp8"), source, 141 * 10**9) == "fp8"
     assert precision_for(settings, source, None) == "auto"
+    # The doctor says the same: an H100 holds the default video in fp8.
+    seen = {finding.subject: finding for finding in doctor._settings(Deployment())}
+    assert "in fp8" in seen["H100"].text and "in bf16" in seen["H200"].text and seen["H100"].ok
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "found"),
+    [
+        (("A10", "A100-80GB"), "NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        (("A100-80GB", "A10"), "NVIDIA A10G", "A10"),
+        (("L4", "L40S"), "NVIDIA L40S", "L40S"),
+        (("H200", "B200", "H100!"), "NVIDIA H100 80GB HBM3", "H100!"),
+        (("H200", "B200"), "NVIDIA something new", "B200"),
+    ],
+)
+def test_the_gpu_that_came_is_known_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, gpus: tuple[str, ...], name: str, found: str
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
+    assert gpu_here(Deployment(gpus=gpus)) == found
+
+
+def test_a_container_warms_up_what_requests_get_that_name_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[Plan] = []
+
+    def engine(plan: Plan, out: Path) -> Iterator[Event]:
+        made.append(plan)
+        yield Finished(out, plan.seed, 1.0, 0)
+
+    monkeypatch.setattr("ltx2.engine.factory.make", lambda given: engine)
+    monkeypatch.setattr("ltx2.doors.inspection.inspect", lambda plan, path: ())
+    boot = Boot(Deployment(model="tiny", preset="distilled-two-stage", warm_up=("default", "64x128x17")))
+    boot.load_model()
+    assert list(boot.phases) == ["weights", "warm-up default", "warm-up 64x128x17"]
+    served = resolve(request(prompt="x", preset="distilled-two-stage"), weights.card_of(boot.deployment))
+    first, second = made
+    assert (second.width, second.height, second.frames) == (64, 128, 17)
+    assert (first.width, first.height, first.frames, len(first.stages)) == (
+        served.width,
+        served.height,
+        served.frames,
+        2,
+    )
+    for short, whole in zip(first.stages, served.stages, strict=True):
+        # Enough to compile, to record and to replay; the same kinds of passes on the same shapes.
+        assert short.steps == 3 <= whole.steps and short.sigmas[-1] == 0
+        assert replace(short, sigmas=whole.sigmas) == whole
+
+
+def test_a_container_that_cannot_load_is_paid_and_counted(monkeypatch: pytest.MonkeyPatch):
+    shared = MemoryDict()
+    monkeypatch.setattr(Place, "ledger", lambda self: shared)
+    boot = Boot(Deployment(model="tiny"))
+    monkeypatch.setattr(boot, "load_model", lambda: (_ for _ in ()).throw(CheckpointError("not on the volume")))
+    with pytest.raises(CheckpointError):
+        Hands(Place(boot.deployment, ""), boot).load()
+    (cost,) = (value for _, value in shared.items())
+    assert cost > 0
+
+
+def test_after_a_restore_the_money_counts_from_there(monkeypatch: pytest.MonkeyPatch):
+    boot = Boot(Deployment(model="tiny"), loading=time.time() - 5)
+    monkeypatch.setenv("MODAL_ENABLE_SNAP_RESTORE", "1")
+    assert time.time() - boot.meter(MemoryDict(), "ta").begun == pytest.approx(5, abs=1)
+    boot.deployment = replace(boot.deployment, snapshot="gpu")
+    assert time.time() - boot.meter(MemoryDict(), "ta").begun < 2
 
 
 def test_the_sweep_ends_lost_jobs_and_deletes_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -234,8 +305,9 @@ NAME = "someone/small-distilled"
 
 
 @pytest.fixture
-def hub_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> Iterator[FakeHub]:
-    """A hub on this machine with a small checkpoint."""
+def hub_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub on this machine with the embedded model, as somebody's."""
+    checkpoint = ROOT / "src" / "ltx2" / "models" / "tiny"
     with serve(FakeHub()) as state:
         point_to(state.endpoint, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -264,6 +336,29 @@ def test_a_download_pins_what_it_fetched_last_of_all(
     before = {path: path.stat().st_mtime_ns for path in Path(pin.path).rglob("*.safetensors")}
     assert weights.fetch(settings, lambda text: None) == [pin]
     assert {path: path.stat().st_mtime_ns for path in Path(pin.path).rglob("*.safetensors")} == before
+
+
+def test_the_doctor_goes_on_without_an_account(monkeypatch: pytest.MonkeyPatch):
+    def refused() -> list[checkup.Finding]:
+        raise modal.exception.AuthError("Token missing. Then run `modal token new`.\nMore.")
+
+    monkeypatch.setattr(doctor, "_account", refused)
+    monkeypatch.setattr(doctor, "_hub", lambda deployment: [checkup.Finding("hub ltx-2", True, "")])
+    seen = {finding.subject: finding for finding in doctor.examine(Deployment())}
+    assert not seen["account"].ok and seen["account"].text.endswith("`modal token new`.")
+    assert seen["hub ltx-2"].ok and seen["H200"].ok and not any(name.startswith("secret") for name in seen)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_hub_is_asked_only_for_what_is_not_on_the_volume(monkeypatch: pytest.MonkeyPatch, there: bool):
+    asked: list[Deployment] = []
+    monkeypatch.setattr(doctor, "_account", lambda: [checkup.Finding("account", True, "")])
+    monkeypatch.setattr(doctor, "_weights", lambda deployment: [checkup.Finding("weights ltx-2", there, "")])
+    for name in ("_secrets", "_service"):
+        monkeypatch.setattr(doctor, name, lambda deployment: [])
+    monkeypatch.setattr(doctor, "_hub", lambda deployment: asked.append(deployment) or [])
+    list(doctor.examine(Deployment()))
+    assert len(asked) == int(not there)
 
 
 def test_J5_the_doctor_names_a_hub_that_refuses(hub_here: FakeHub):

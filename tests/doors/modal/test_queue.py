@@ -281,5 +281,20 @@ def test_a_container_that_leaves_pays_no_idle_time(calls: MemoryCalls):
     assert paid - shared.get(f"{today()} ta-1") == pytest.approx(300.0, abs=2)
 
 
+def test_a_container_tells_its_cost_while_it_idles_or_works():
+    shared = MemoryDict()
+    meter = Meter(shared, "ta-1", price=1.0, tail=300.0, begun=time.time() - 10)
+    meter.start(pace=0.01)
+    (page,) = shared.keys()
+    paid, deadline = shared.get(page), time.monotonic() + 10
+    while shared.get(page) <= paid:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    meter.stop()
+    left = shared.get(page)
+    time.sleep(0.05)
+    assert shared.get(page) == pytest.approx(left, abs=1) and left < paid - 290
+
+
 def test_without_a_cap_nothing_is_refused():
     Ledger(MemoryDict(), cap=0.0).check(1e9, 1e9)

@@ -9,21 +9,40 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ltx2.doors.service_flags import show_as
+
 if TYPE_CHECKING:
     from ltx2.doors.flags import Parser
     from ltx2.spec.settings import Settings
 
+EXAMPLES = """in this order:
+  ltx2 modal doctor            what would go wrong, and what a clip will cost; starts nothing
+  ltx2 modal prices            dollars of a clip, with containers that stay or leave
+  modal deploy ltx2_video.py   puts the service there
+  ltx2 modal smoke URL         one video end to end; reads the token from ENTER_TOKEN
+
+docs/06-modal.md says what an account needs before."""
+
 
 def add_modal(parser: Parser) -> None:
     """The flags of `ltx2 modal`."""
-    parser.add_argument("act", choices=("doctor", "smoke", "prices"), help="what to do")
+    show_as(parser, "ACT [URL] [FLAGS]", EXAMPLES)
+    parser.add_argument("act", choices=("doctor", "smoke", "prices"), metavar="ACT", help="doctor, smoke or prices")
     parser.add_argument("url", nargs="?", metavar="URL", help="smoke: the address that `modal deploy` printed")
-    parser.add_argument("--prompt", default="a red ball bounces on a dark background", help="smoke: of the video")
-    parser.add_argument("-o", "--output", metavar="FILE", default="smoke.mp4", help="smoke: the .mp4 to write")
     parser.add_argument(
-        "--wait", type=float, default=1800.0, metavar="SECONDS", help="smoke: patience, cold start included"
+        "--prompt", default="a red ball bounces on a dark background", help="smoke: what to make (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", default="smoke.mp4", help="smoke: the .mp4 to write (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=1800.0,
+        metavar="SECONDS",
+        help="smoke: how long to wait for the video, the start of a container included (default: 1800)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def modal_command(values: argparse.Namespace, settings: Settings) -> int:

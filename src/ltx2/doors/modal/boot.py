@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,10 @@ from ltx2.doors.modal.ledger import Meter
 from ltx2.doors.modal.outputs import Outputs
 from ltx2.doors.modal.render import Engine, Renderer
 from ltx2.models.describe import Source, read_card
+from ltx2.spec.card import Card
 from ltx2.spec.cost import need
 from ltx2.spec.deployment import GPUS, Deployment
-from ltx2.spec.plan import resolve
+from ltx2.spec.plan import Plan, resolve
 from ltx2.spec.request import request
 
 LOG = logging.getLogger("ltx2.modal")
@@ -35,6 +37,8 @@ IMPORTS = (
 # Left for CUDA itself and the allocator.
 RESERVE = 4 * 10**9
 BOOT = "boot"
+# The first evaluation of a kind compiles kernels, the second is recorded as a graph, the third replays it.
+TRIAL_STEPS = 3
 # What a restored GPU makes to prove itself where no shape is warmed up.
 CHECK = "256x256x9"
 
@@ -46,6 +50,7 @@ class Boot:
     deployment: Deployment
     phases: dict[str, float] = field(default_factory=dict[str, float])
     engine: Engine | None = None
+    loading: float = field(default_factory=time.time)
 
     def load_code(self) -> None:
         """Import everything that is imported; with a snapshot only the first container of a deployment does this."""
@@ -57,6 +62,7 @@ class Boot:
         """Load the weights and make the warm-up shapes. Raises what the engine's loading raises."""
         from ltx2.engine import factory
 
+        self.loading = time.time()
         device, memory = device_here()
         source = weights.source_of(self.deployment)
         precision = precision_for(self.deployment, source, memory)
@@ -67,13 +73,11 @@ class Boot:
                 self.try_out(shape)
 
     def try_out(self, shape: str) -> None:
-        """Make a video of a shape, look at it and throw it away. Raises InvalidOutput."""
+        """Make a video of a shape in few steps, look at it and throw it away. Raises InvalidOutput."""
         from ltx2.doors.inspection import inspect
 
         assert self.engine is not None
-        width, height, frames = (int(part) for part in shape.split("x"))
-        fields: dict[str, Any] = {"prompt": "warm-up", "width": width, "height": height, "frames": frames, "seed": 0}
-        plan = resolve(request(**fields), weights.card_of(self.deployment))
+        plan = shortened(weights.trial(self.deployment, weights.card_of(self.deployment), shape))
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "warm-up.mp4"
             for _ in self.engine(plan, out):
@@ -87,21 +91,23 @@ class Boot:
         from ltx2.doors.inspection import inspect
 
         assert self.engine is not None
-        begun = process_start()
-        if os.environ.get("MODAL_ENABLE_SNAP_RESTORE") == "1":
-            begun = time.time() - self.phases.get("weights", 0.0)
-            if self.deployment.snapshot == "gpu":
-                begun = time.time()
-                with Phase(self.phases, "self-check"):
-                    self.try_out((*self.deployment.warm_up, CHECK)[0])
+        meter = self.meter(ledger, name)
+        if restored() and self.deployment.snapshot == "gpu":
+            with Phase(self.phases, "self-check"):
+                self.try_out((*self.deployment.warm_up, CHECK)[0])
         gpu = gpu_here(self.deployment)
-        price = self.deployment.price_of(gpu)
-        meter = Meter(ledger, name, price, self.deployment.scaledown_window, begun)
-        report = {"container": name, "gpu": gpu, "phases": self.phases, "seconds": round(time.time() - begun, 1)}
+        report = {"container": name, "gpu": gpu, "phases": self.phases, "seconds": round(time.time() - meter.begun, 1)}
         LOG.info("ready", extra=report)
         board.jobs.put(BOOT, report | {"at": time.time()})
-        meter.note()
-        return Renderer(board, outputs, self.engine, inspect, price, name, self.deployment.attempts), meter
+        return Renderer(board, outputs, self.engine, inspect, meter.price, name, self.deployment.attempts), meter
+
+    def meter(self, ledger: Any, name: str) -> Meter:
+        """What counts this container's money, from its beginning; after a restore that is what came after it."""
+        begun = process_start()
+        if restored():
+            begun = time.time() if self.deployment.snapshot == "gpu" else self.loading
+        price = self.deployment.price_of(gpu_here(self.deployment))
+        return Meter(ledger, name, price, self.deployment.scaledown_window, begun)
 
 
 class Phase:
@@ -134,7 +140,8 @@ def gpu_here(deployment: Deployment) -> str:
 
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
-        found = [gpu for gpu in deployment.gpus if gpu.rstrip("!").partition("-")[0] in name]
+        # Whole words: an A100 is no A10, though an A10G is one.
+        found = [gpu for gpu in deployment.gpus if re.search(rf"\b{gpu.rstrip('!').partition('-')[0]}G?\b", name)]
         if found:
             return found[0]
     return max(deployment.gpus, key=lambda gpu: GPUS[gpu].price)
@@ -142,11 +149,29 @@ def gpu_here(deployment: Deployment) -> str:
 
 def precision_for(deployment: Deployment, source: Source, memory: int | None) -> str:
     """The precision to load in: as set, else bf16 where the weights and the default video fit this GPU, else fp8."""
-    if deployment.precision != "auto" or memory is None:
-        return deployment.precision if memory is not None else "auto"
+    if memory is None:
+        return "auto"
     card = replace(read_card(source), preset=deployment.preset)
-    plan = resolve(request(prompt="x"), card)
+    return fitting(deployment, card, resolve(request(prompt="x"), card), memory)
+
+
+def fitting(deployment: Deployment, card: Card, plan: Plan, memory: int) -> str:
+    """The precision in which a GPU with `memory` bytes holds the model and makes the Plan."""
+    if deployment.precision != "auto":
+        return deployment.precision
     return "bf16" if need(plan, card).resident_bytes + RESERVE <= memory else "fp8"
+
+
+def shortened(plan: Plan) -> Plan:
+    """The Plan with no more than TRIAL_STEPS steps a stage: the same shapes and guidance, in less time."""
+    few = [(*stage.sigmas[:-1][:TRIAL_STEPS], stage.sigmas[-1]) for stage in plan.stages]
+    stages = tuple(replace(stage, sigmas=sigmas) for stage, sigmas in zip(plan.stages, few, strict=True))
+    return replace(plan, stages=stages)
+
+
+def restored() -> bool:
+    """Whether this container may have come from a snapshot: Modal restores even the one that it was taken of."""
+    return os.environ.get("MODAL_ENABLE_SNAP_RESTORE") == "1"
 
 
 def process_start() -> float:

@@ -49,7 +49,9 @@ def place(environment: Mapping[str, str], folder: Path) -> Place:
         if CARRIED not in environment:
             given = {name: value for name, value in environment.items() if not name.startswith("LTX2_MODAL_")}
             service = (read_file(file) if file.exists() else {}) | read_environment(given)
-            weights.card_of(deployment)
+            card = weights.card_of(deployment)
+            for shape in deployment.warm_up:
+                weights.trial(deployment, card, shape)
     except Ltx2Error as error:
         raise SystemExit(f"ltx2: error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else "")) from None
     if SERVICE in environment:
@@ -249,6 +251,14 @@ def fields_of(deployment: Deployment, prompt: str, *given: float) -> dict[str, A
     except Ltx2Error as error:
         raise SystemExit(f"ltx2: error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else "")) from None
     return fields
+
+
+def check_weights(deployment: Deployment) -> None:
+    """End the program when the volume lacks what a video needs: no GPU is started to find that out."""
+    from ltx2.doors.modal.doctor import missing
+
+    for finding in missing(deployment):
+        raise SystemExit(f"ltx2: error: {finding.subject}: {finding.text}")
 
 
 def save(output: Path, data: bytes, report: dict[str, Any]) -> None:

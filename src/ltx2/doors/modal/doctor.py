@@ -14,6 +14,7 @@ import modal.exception
 
 from ltx2 import __version__
 from ltx2.doors.modal import weights
+from ltx2.doors.modal.boot import fitting
 from ltx2.doors.modal.prices import costs
 from ltx2.models.catalogue import Published
 from ltx2.models.checkup import Finding
@@ -49,10 +50,15 @@ def examine(deployment: Deployment) -> Iterator[Finding]:
     yield from _guarded("settings", lambda: _settings(deployment))
     account = list(_guarded("account", _account))
     yield from account
+    held: list[Finding] = []
     if account[0].ok:
         yield from _secrets(deployment)
-        yield from _guarded("weights", lambda: _weights(deployment))
-    yield from _hub(deployment)
+        held = list(_guarded("weights", lambda: _weights(deployment)))
+        yield from held
+        yield from _guarded("service", lambda: _service(deployment))
+    # Once the weights are on the volume nobody asks the hub.
+    if not held or not all(finding.ok for finding in held):
+        yield from _hub(deployment)
 
 
 def _guarded(subject: str, look: Callable[[], list[Finding]]) -> Iterator[Finding]:
@@ -67,7 +73,6 @@ def _guarded(subject: str, look: Callable[[], list[Finding]]) -> Iterator[Findin
 def _settings(deployment: Deployment) -> list[Finding]:
     card = weights.card_of(deployment)
     plan = resolve(request(prompt="x"), card)
-    counted = need(plan, card)
     findings = [
         Finding(
             "settings", True, f"{deployment.app}: {weights.served_name(deployment)} on {', '.join(deployment.gpus)}"
@@ -75,13 +80,12 @@ def _settings(deployment: Deployment) -> list[Finding]:
     ]
     for gpu in deployment.gpus:
         memory = GPUS[gpu].memory
-        small = need(plan, card, "fp8").resident_bytes
-        fits = counted.resident_bytes <= memory if deployment.precision == "bf16" else small <= memory
-        how = "bf16" if counted.resident_bytes <= memory and deployment.precision != "fp8" else "fp8"
+        how = fitting(deployment, card, plan, memory)
+        fits = need(plan, card, how).resident_bytes <= memory
         text = (
             f"{memory / 1e9:.0f} GB hold {plan.preset} in {how}"
             if fits
-            else f"{memory / 1e9:.0f} GB do not hold {plan.preset}"
+            else f"{memory / 1e9:.0f} GB do not hold {plan.preset} in {how}"
         )
         findings.append(Finding(gpu, fits, f"{text}; ${deployment.price_of(gpu) * 3600:.2f} an hour"))
     money = costs(deployment, card, plan)
@@ -129,6 +133,21 @@ def _names(volume: modal.Volume, entry: Published) -> set[str]:
     except (modal.exception.NotFoundError, FileNotFoundError):
         return set()
     return {Path(item.path).name for item in listed}
+
+
+def _service(deployment: Deployment) -> list[Finding]:
+    """What is deployed by this name; nothing yet is nothing wrong."""
+    try:
+        web: Any = modal.Function
+        url = web.from_name(deployment.app, "web").get_web_url()
+    except modal.exception.NotFoundError:
+        return [Finding("service", True, "not deployed yet: modal deploy ltx2_video.py")]
+    return [Finding("service", True, f"deployed at {url}: ltx2 modal smoke {url}")]
+
+
+def missing(deployment: Deployment) -> list[Finding]:
+    """What of the weights is not on the volume, as `modal run` asks before it starts a GPU."""
+    return [finding for finding in _weights(deployment) if not finding.ok] if weights.parts(deployment) else []
 
 
 def _hub(deployment: Deployment) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import modal
+import modal.exception
 
 from ltx2.doors.modal import weights
 from ltx2.doors.modal.deploy import DATABASE
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from ltx2.doors.modal.ledger import Meter
     from ltx2.doors.modal.render import Engine, Renderer
 
+LOG = logging.getLogger("ltx2.modal")
+
 
 @dataclass
 class Hands:
@@ -38,16 +42,21 @@ class Hands:
 
     def load(self) -> None:
         """Weights and warm-up. Raises what loading raises, which Modal shows to callers."""
-        self.boot.load_model()
+        try:
+            self.boot.load_model()
+        except Exception:
+            # Modal tries again in a new container: the spend cap must see what each of them costs.
+            self.boot.meter(self.place.ledger(), container()).stop()
+            raise
 
     def ready(self) -> None:
         """The report and what a job needs, in every container, also in one that was restored from a snapshot."""
-        name = os.environ.get("MODAL_TASK_ID", "local")
+        name = container()
         board, outputs = self.place.board(), self.place.files()
         self.renderer, self.meter = self.boot.renderer(board, outputs, self.place.ledger(), name)
-        if self.place.deployment.warm_up:
-            # Kernels that the warm-up compiled are there for the next container.
-            self.place.compiled.commit()
+        self.meter.start()
+        # Kernels that the warm-up compiled are there for the next container.
+        self._keep_kernels()
         if os.environ.get(DATABASE):
             from ltx2.doors.modal.database import Hand
             from ltx2.jobs.store import Store
@@ -77,7 +86,20 @@ class Hands:
     def leave(self) -> None:
         """The container goes: what it cost is known now."""
         if self.meter is not None:
-            self.meter.note(alive=False)
+            self.meter.stop()
+        # Those of other shapes, which jobs asked for.
+        self._keep_kernels()
+
+    def _keep_kernels(self) -> None:
+        try:
+            self.place.compiled.commit()
+        except (modal.exception.Error, RuntimeError, OSError) as error:
+            LOG.warning("compiled kernels were not kept, and are compiled again: %s", error)
+
+
+def container() -> str:
+    """The name of this container."""
+    return os.environ.get("MODAL_TASK_ID", "local")
 
 
 def rendered(engine: Engine, plan: Plan) -> tuple[bytes, dict[str, Any]]:

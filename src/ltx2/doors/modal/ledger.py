@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from ltx2.doors.modal.errors import SpendCapReached
 
 # Every job asks for the sum; it changes only when a job ends.
 FRESH = 5.0
+# How often a container writes down what it has cost.
+PACE = 60.0
+LOG = logging.getLogger("ltx2.modal")
 DAY = 86_400
 
 
@@ -29,6 +33,17 @@ class Meter:
     price: float
     tail: float
     begun: float = field(default_factory=time.time)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def start(self, pace: float = PACE) -> None:
+        """Write down every `pace` seconds from now on: idle containers cost money, too, and long videos before they end."""
+        self.note()
+        threading.Thread(target=self._keep, args=(pace,), name="meter", daemon=True).start()
+
+    def stop(self) -> None:
+        """The container goes: the idle time that was promised is not paid."""
+        self._over.set()
+        self.note(alive=False)
 
     def note(self, alive: bool = True) -> None:
         """Write down what is certain to be paid until now: with the idle time that follows while it is alive."""
@@ -36,6 +51,15 @@ class Meter:
         midnight = now - now % DAY
         seconds = now - max(self.begun, midnight) + (self.tail if alive else 0.0)
         self.shared.put(f"{today(now)} {self.container}", seconds * self.price)
+
+    def _keep(self, pace: float) -> None:
+        while not self._over.wait(pace):
+            try:
+                self.note()
+            except Exception as error:  # the next one says it all
+                LOG.warning("the cost of this container was not written down: %s", error)
+            if self._over.is_set():
+                self.note(alive=False)
 
 
 @dataclass

@@ -50,7 +50,7 @@ class Costs:
 
 
 def costs(deployment: Deployment, card: Card, plan: Plan, cold: float = COLD_SECONDS) -> Costs:
-    """One clip, by the first GPU of the list. The counted seconds are those of eager bf16 on one H200."""
+    """One clip, by the first GPU of the list. The counted seconds are those of one H200 in bf16."""
     price = deployment.price_of(deployment.gpus[0])
     seconds = need(plan, card).seconds
     start = 0.0 if deployment.min_containers else cold + deployment.scaledown_window
