@@ -81,7 +81,7 @@ def _assert_playable(path: Path, plan: Plan, rate: int) -> None:
     assert read_plan(path) == plan
 
 
-def test_the_same_plan_makes_the_same_bytes(engine: Engine, tmp_path: Path) -> None:
+def test_b9_the_same_plan_makes_the_same_bytes(engine: Engine, tmp_path: Path) -> None:
     plan = _plan(engine)
     for name in ("a.mp4", "b.mp4"):
         _run(engine, plan, tmp_path / name)

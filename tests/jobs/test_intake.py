@@ -14,7 +14,7 @@ from ltx2.jobs.job import TRANSITIONS, Ending
 from ltx2.jobs.store import Store
 from ltx2.spec.errors import RefusedRequest
 from ltx2.spec.plan import Plan
-from tests.jobs.asks import HOOK, add, ask, letters, plan
+from tests.jobs.asks import HOOK, add, ask, letters, plan, wait_for
 from tests.jobs.conftest import MakeStore
 
 
@@ -131,6 +131,25 @@ def test_position_counts_the_jobs_ahead(store: Store) -> None:
     assert [store.position(job) for job in [urgent, *jobs]] == [0, 1, 2, 3]
     order = [store.claim(f"w{index}") for index in range(4)]
     assert [claim.number for claim in order if claim] == [job.number for job in [urgent, *jobs]]
+
+
+def test_what_has_ended_and_how_long_others_wait(store: Store) -> None:
+    assert (store.longest_wait(), list(store.ended(0.0, 10))) == (0.0, [])
+    ends: list[str] = []
+    for token in ("ann", "bob", "ann"):
+        job = add(store, token)
+        claim = store.claim("w")
+        assert claim
+        store.finish(claim, Ending("done", result={}))
+        ends.append(job.id)
+    store.remove("bob", ends[1])
+    assert [job.id.partition("~")[0] for job in store.ended(0.0, 10)] == ends, "of all tokens, removed ones too"
+    assert [job.id for job in store.ended(0.0, 1)] == ends[:1]
+    last = store.get("ann", ends[2]).finished
+    assert last and list(store.ended(last, 10)) == []
+    waiting = add(store)
+    wait_for(lambda: store.longest_wait() > 0.05)
+    assert store.longest_wait() <= store.now() - waiting.created
 
 
 def test_d11_a_full_queue_takes_nothing(open_store: MakeStore) -> None:

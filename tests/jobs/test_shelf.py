@@ -27,7 +27,7 @@ def publish(store: Store, shelf: Shelf, worker: str = "w") -> Claim:
     return claim
 
 
-def test_every_file_and_name_is_on_disk_before_the_commit(
+def test_f6_every_file_and_name_is_on_disk_before_the_commit(
     store: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """File, draft folder, rename, job folder, shelf: in this order."""

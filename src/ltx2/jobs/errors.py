@@ -29,10 +29,18 @@ class Conflict(Ltx2Error):
 
 
 class QueueFull(Ltx2Error):
-    """The queue takes no more; nothing was written."""
+    """The queue takes no more; nothing was written. `own`: this token's limit is reached, others may still come.
+
+    `retry_after`: seconds until there is probably a place, where somebody knows.
+    """
 
     code = "queue_full"
     status = 429
+    retry_after: float | None = None
+
+    def __init__(self, message: str, hint: str, own: bool = False):
+        super().__init__(message, hint=hint)
+        self.own = own
 
 
 class StoreUnavailable(Ltx2Error):

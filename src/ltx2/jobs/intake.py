@@ -79,7 +79,9 @@ def _check_place(connection: Connection, ask: Ask, rules: Rules) -> None:
     if ask.limit is not None:
         own = _count(connection, JOBS.c.token == ask.token, JOBS.c.state.in_(OPEN))
         if own >= ask.limit:
-            raise QueueFull(f"{own} of your jobs are open, the limit is {ask.limit}", hint="wait for one to end")
+            raise QueueFull(
+                f"{own} of your jobs are open, the limit is {ask.limit}", hint="wait for one to end", own=True
+            )
 
 
 def _turn(connection: Connection, ask: Ask) -> int:
@@ -133,6 +135,20 @@ def counts(connection: Connection) -> dict[str, int]:
     """Jobs in each state."""
     rows = connection.execute(select(JOBS.c.state, func.count()).group_by(JOBS.c.state))
     return {state: int(number) for state, number in rows}
+
+
+def ended(connection: Connection, since: float, limit: int) -> Sequence[Job]:
+    """Up to `limit` jobs of all tokens that ended after a time, the earliest first; removed ones while they are there."""
+    rows = connection.execute(
+        select(JOBS).where(JOBS.c.finished > since).order_by(JOBS.c.finished, JOBS.c.number).limit(limit)
+    )
+    return [job_from(row) for row in rows]
+
+
+def longest_wait(connection: Connection) -> float:
+    """Seconds that the oldest queued job has waited; 0 when none waits."""
+    oldest = connection.execute(select(func.min(JOBS.c.created)).where(JOBS.c.state == "queued")).scalar_one()
+    return 0.0 if oldest is None else max(0.0, clock(connection) - float(oldest))
 
 
 def cancel(connection: Connection, token: str, id: str, rules: Rules) -> Job:  # noqa: A002

@@ -61,6 +61,14 @@ class Store:
         """Jobs in each state."""
         return self.database.read(intake.counts)
 
+    def ended(self, since: float, limit: int) -> Sequence[Job]:
+        """Jobs of all tokens that ended after a time, the earliest first."""
+        return self.database.read(intake.ended, since, limit)
+
+    def longest_wait(self) -> float:
+        """Seconds that the oldest queued job has waited."""
+        return self.database.read(intake.longest_wait)
+
     def cancel(self, token: str, id: str) -> Job:  # noqa: A002
         """Cancel a queued job at once, a running one within a step; an ended one stays. Raises NoSuchJob."""
         return self.database.write(intake.cancel, token, id, self.rules)

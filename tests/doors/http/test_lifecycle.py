@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import update
@@ -18,9 +20,14 @@ from starlette.testclient import TestClient
 
 from ltx2.doors.http.estimates import Estimates
 from ltx2.doors.http.view import View
+from ltx2.doors.inspection import inspect
 from ltx2.jobs.tables import JOBS
+from ltx2.jobs.worker import Worker
+from ltx2.pipeline.mux import writing
+from ltx2.spec.events import Event, Finished
+from ltx2.spec.plan import Plan
 from tests.doors.http.fixtures import Make, a_place, app_of, client_of, make_service, making
-from tests.doors.http.studio import Studio, wait_for
+from tests.doors.http.studio import Studio, studio, wait_for
 
 CAT = {"prompt": "a cat"}
 
@@ -329,3 +336,26 @@ def test_usage_of_a_worker_that_counts_its_own_cost(place: Studio, made: Make) -
     for cost in (0.0, 0.0123):
         usage = view.video(replace(job, result=(job.result or {}) | {"cost": cost})).usage
         assert usage is not None and usage.cost == cost
+
+
+def test_E9_a_black_and_silent_video_is_published_with_warnings_and_a_wrong_one_is_not(tmp_path: Path) -> None:
+    def dark(plan: Plan, out: Path) -> Iterator[Event]:
+        frames = plan.frames - ("short" in plan.prompt)
+        with writing(plan, out, 24_000) as muxer:
+            muxer.sound(np.zeros((2, round(24_000 * plan.seconds)), np.float32))
+            muxer.frames(np.zeros((frames, plan.height, plan.width, 3), np.uint8))
+        yield Finished(out, plan.seed, 0.25, 0)
+
+    with studio(tmp_path, tmp_path / "jobs.db", workers=0) as place, client_of(app_of(make_service(place))) as api:
+        small = {"width": 64, "height": 64, "frames": 9}
+        jobs = [api.post("/v1/videos", json={"prompt": prompt} | small).json()["id"] for prompt in ("night", "short")]
+        worker = Worker(place.store, dark, place.shelf, inspect=inspect)
+        for _ in jobs:
+            claim = place.store.claim("w")
+            assert claim
+            worker.work(claim, place.stop)
+        good, wrong = (api.get(f"/v1/videos/{job}").json() for job in jobs)
+        assert (good["status"], good["warnings"]) == ("completed", ["the picture is black", "the sound is silent"])
+        assert api.get(f"/v1/videos/{jobs[0]}/content").status_code == 200
+        assert (wrong["status"], wrong["error"]["code"]) == ("failed", "invalid_output")
+        assert api.get(f"/v1/videos/{jobs[1]}/content").status_code == 409

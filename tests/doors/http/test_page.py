@@ -122,4 +122,5 @@ def test_the_fault_matrix_names_tests_that_exist() -> None:
     assert len(table) == 108
     for row, where in table.items():
         for file in re.findall(r"[\w/]+\.py", where):
-            assert f"def test_{row}_" in (root / file).read_text(), (row, file)
+            found = re.search(rf"def test_(?:[a-k]\d+_)*{row}_", (root / file).read_text(), re.IGNORECASE)
+            assert found, (row, file)

@@ -15,7 +15,7 @@ from ltx2.doors.http.content import send_video
 from ltx2.doors.http.limits import admit
 from ltx2.doors.http.names import known_form
 from ltx2.doors.http.parts import TheParts
-from ltx2.doors.http.submit import Submission, submit
+from ltx2.doors.http.submit import Submission, accept
 from ltx2.spec.errors import RefusedRequest
 
 router = APIRouter(tags=["adapter"])
@@ -43,9 +43,8 @@ async def enqueue(
 ) -> Enqueued:
     """Accept `{prompt, width, height, frame_count, image_b64?, image_mime?}`; sizes are rounded to what is possible."""
     body = await read_body(request, MAX_BODY)
-    accepted = await run_in_threadpool(
-        submit, Body(_translated(body.fields)), Submission(caller, request.headers), parts.service
-    )
+    sent = Submission(caller, request.headers)
+    accepted = await accept(request, parts, Body(_translated(body.fields)), sent)
     return Enqueued(prompt_id=accepted.job.id)
 
 

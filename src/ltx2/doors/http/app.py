@@ -20,6 +20,7 @@ from ltx2.doors.http.journal import Journal
 from ltx2.doors.http.limits import Buckets, Disk
 from ltx2.doors.http.metrics import Metrics
 from ltx2.doors.http.service import Queue, Service
+from ltx2.doors.http.tally import Tally
 
 ROUTERS = ("ops", "videos", "content", "events", "facts", "classic")
 EXPOSED = [
@@ -53,10 +54,12 @@ def create_app(service: Service, *given: APIRouter) -> FastAPI:
         generate_unique_id_function=_name,
         lifespan=_lifespan,
     )
-    app.state.service = replace(service, queue=cast("Queue", Journal(service.queue)))
     app.state.buckets = Buckets()
     app.state.disk = Disk(service.folder)
     app.state.metrics = Metrics()
+    ended = getattr(service.queue, "ended", None)
+    app.state.tally = Tally(app.state.metrics.registry, ended, service.settings.price_per_hour)
+    app.state.service = replace(service, queue=cast("Queue", Journal(service.queue, app.state.tally)))
     app.state.draining = service.duty.stopping
     included = given or routers(service)
     for router in included:

@@ -19,7 +19,7 @@ from ltx2.doors.http.limits import admit
 from ltx2.doors.http.parts import Parts, TheParts
 from ltx2.doors.http.refusals import Conflicting
 from ltx2.doors.http.schemas import Asked, FaultEnvelope
-from ltx2.doors.http.submit import Submission, submit
+from ltx2.doors.http.submit import Submission, accept
 from ltx2.doors.http.videos import shown
 from ltx2.jobs.job import Job
 from ltx2.spec.card import Card
@@ -88,7 +88,7 @@ async def options(request: Request) -> Response:
 async def _generate(request: Request, caller: Caller, parts: Parts, sent: Mapping[str, Any]) -> Response:
     fields, warnings = _asked(_fields(request, sent), parts)
     headers = {name: value for name, value in request.headers.items() if name != "x-stainless-retry-count"}
-    accepted = await run_in_threadpool(submit, Body(fields, lenient=True), Submission(caller, headers), parts.service)
+    accepted = await accept(request, parts, Body(fields, lenient=True), Submission(caller, headers))
     job = await _ended(request, parts, accepted.job)
     said = _headers(job, parts, [*warnings, *job.request.get("warnings", [])])
     if job.open:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,9 +51,11 @@ class Estimates:
     """Seconds of Plans, learned from the jobs that this process has seen end.
 
     The counted cost of a Plan tells how long it takes compared with others; the median of the recent jobs of its model
-    tells what that means on these machines. Before the first one, published models are taken to run on one H200.
+    tells what that means on these machines; `workers` how many of them are at work. Before the first one, published
+    models are taken to run on one H200.
     """
 
+    workers: Callable[[], int] = lambda: 1
     _factors: dict[str, deque[float]] = field(default_factory=dict[str, deque[float]])
     _seen: deque[int] = field(default_factory=lambda: deque[int](maxlen=1000))
 

@@ -14,6 +14,7 @@ from ltx2.doors.http import links
 from ltx2.doors.http.caller import Caller, Unauthorized
 from ltx2.doors.http.errors import fault, of
 from ltx2.doors.http.limits import Buckets, RateLimited
+from ltx2.doors.http.load import Scales, Weight
 from ltx2.doors.http.service import Service
 from ltx2.spec.errors import Ltx2Error
 from ltx2.spec.service import LOOPBACK
@@ -41,6 +42,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, service: Service, buckets: Buckets):
         self.app, self.service, self.buckets = app, service, buckets
+        self._scales, self._open = Scales(), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -49,21 +51,32 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, weight = Headers(scope=scope), None
         refusal = self._check_form(scope, headers)
         if refusal is None:
             try:
                 refusal = self._check_place(scope, headers)
                 if refusal is None:
                     self._let_in(scope, headers)
+                    weight = self._scales.weigh(headers, self.service.settings.body_mib * MIB)
             except Ltx2Error as error:
                 refusal = of(error)
-        if refusal is None:
-            await self.app(scope, receive, send)
+        if refusal is None and weight is not None:
+            await self._pass(scope, receive, send, weight)
             return
+        assert refusal
         if headers.get("transfer-encoding") or headers.get("content-length", "0") != "0":
             refusal.headers["Connection"] = "close"
         await refusal(scope, receive, send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send, weight: Weight) -> None:
+        scope.setdefault("state", {})["weight"] = weight
+        self._open += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._open -= 1
+            weight.let_go()
 
     def _check_form(self, scope: Scope, headers: Headers) -> Response | None:
         if len(scope.get("query_string", b"")) > MAX_QUERY:
@@ -78,6 +91,9 @@ class Guard:
         most = self.service.settings.body_mib
         if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > most * MIB:
             return fault(413, f"the body has more than {most} MiB")
+        if self._open >= self.service.settings.connections and path_of(scope) not in PUBLIC:
+            # Probes are answered: a crowd is no reason to end the server.
+            return fault(503, "too many requests are under way", "not_ready")
         return None
 
     def _check_place(self, scope: Scope, headers: Headers) -> Response | None:

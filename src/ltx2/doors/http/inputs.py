@@ -108,7 +108,11 @@ def _open(knob: str, source: str, fetch: Fetch | None) -> bytes:
             knob=knob,
             hint="send the picture itself, as a file part or a data URL",
         )
-    return fetch(source, MAX_IMAGE)
+    try:
+        return fetch(source, MAX_IMAGE)
+    except RefusedRequest as error:
+        error.knob, error.message = knob, error.message.replace("url:", f"{knob}:", 1)
+        raise
 
 
 def from_data_url(knob: str, text: str) -> bytes:

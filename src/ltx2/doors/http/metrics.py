@@ -28,6 +28,10 @@ class Metrics:
         self._jobs = Gauge("ltx2_jobs", "Jobs that the queue remembers, by state", ("state",), registry=self.registry)
         self._workers = Gauge("ltx2_workers", "Workers of this server, by state", ("state",), registry=self.registry)
         self._ready = Gauge("ltx2_ready", "Whether a new job could begin", registry=self.registry)
+        self._oldest = Gauge(
+            "ltx2_queue_wait_seconds", "How long the oldest waiting job has waited", registry=self.registry
+        )
+        self._letters = Gauge("ltx2_webhooks_pending", "Webhooks still to be delivered", registry=self.registry)
         self._free = Gauge("ltx2_disk_free_bytes", "Free space for videos", registry=self.registry)
 
     def in_flight(self) -> AbstractContextManager[object]:
@@ -44,6 +48,12 @@ class Metrics:
         """Jobs in each state."""
         for state in STATES:
             self._jobs.labels(state).set(counts.get(state, 0))
+
+    def queue(self, oldest: float | None, letters: int | None) -> None:
+        """Seconds of the oldest waiting job, webhooks to be delivered; None where the queue cannot say."""
+        for gauge, value in ((self._oldest, oldest), (self._letters, letters)):
+            if value is not None:
+                gauge.set(value)
 
     def house(self, workers: Mapping[str, str], ready: bool, free: int) -> None:
         """State of every worker by name, readiness, free bytes."""

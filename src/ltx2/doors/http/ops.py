@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -67,10 +68,24 @@ async def metrics(request: Request, service: TheService) -> Response:
     counts = await _counts(service)
     if counts is not None:
         state.metrics.jobs(counts)
+        await _look(state, service)
     duty = service.duty
     ready = not (duty.draining or duty.defunct or duty.waiting) and counts is not None
     state.metrics.house(dict(duty.workers), ready, state.disk.free())
     return Response(state.metrics.text(), media_type=PLAIN)
+
+
+async def _look(state: Any, service: Service) -> None:
+    """Ask the queue what else there is to count; what it does not know, or not in time, stays as it was."""
+
+    def look() -> tuple[float | None, int | None]:
+        state.tally.look()
+        asked = (getattr(service.queue, name, None) for name in ("longest_wait", "undelivered"))
+        return tuple(None if ask is None else ask() for ask in asked)  # type: ignore[return-value]
+
+    with suppress(TimeoutError, StoreUnavailable):
+        async with asyncio.timeout(STORE_SECONDS):
+            state.metrics.queue(*await run_in_threadpool(look))
 
 
 @router.get("/version")

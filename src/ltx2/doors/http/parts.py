@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from ltx2.doors.http import variants
 from ltx2.doors.http.estimates import Estimates
 from ltx2.doors.http.hub import Hub
+from ltx2.doors.http.load import Readers
 from ltx2.doors.http.refusals import Busy
 from ltx2.doors.http.service import Service, the_service
 from ltx2.doors.http.variants import Form
@@ -68,6 +69,8 @@ class Parts:
     hub: Hub
     estimates: Estimates
     maker: Maker
+    pictures: Readers = field(default_factory=lambda: Readers(4, "pictures"))
+    lookups: Readers = field(default_factory=lambda: Readers(8, "look-ups of webhooks"))
 
     def close(self) -> None:
         """Let go of the threads: the application ends."""
@@ -86,7 +89,10 @@ async def the_parts(request: Request, service: Annotated[Service, Depends(the_se
     """The parts of the application that a request came to; made with the first one."""
     state = request.app.state
     if not hasattr(state, "parts"):
-        state.parts = Parts(service, Hub(service.queue), Estimates(), Maker())
+        # Those that ended jobs lately, on whatever machine, or those that stand ready here.
+        here = service.duty
+        estimates = Estimates(lambda: max(state.tally.workers(), len(here.workers)))
+        state.parts = Parts(service, Hub(service.queue), estimates, Maker())
     return state.parts
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
 from ltx2.doors.http import inputs
 from ltx2.doors.http.asking import Asking, Order, agreed, order
 from ltx2.doors.http.body import Body
 from ltx2.doors.http.caller import Caller
+from ltx2.doors.http.load import Weight
+from ltx2.doors.http.parts import Parts
 from ltx2.doors.http.refusals import Conflicting, Forbidden, Gone, StateConflict
 from ltx2.doors.http.schemas import MAX_DEADLINE, Asked, read_asked
 from ltx2.doors.http.service import Service
@@ -21,6 +27,10 @@ from ltx2.spec.errors import RefusedRequest
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 # Stands for a picture until the rest of the request is known to be right.
 TO_COME = "picture"
+PICTURES = ("input_reference", "image", "frame_images")
+WEBHOOKS = ("webhook", "callback_url")
+# Ways of this surface: /v1/videos/characters/… would never reach a job of that name.
+RESERVED = ("edits", "extensions", "characters")
 
 
 @dataclass(frozen=True)
@@ -32,11 +42,28 @@ class Submission:
     id: str | None = None
 
 
+async def accept(request: Request, parts: Parts, body: Body, sent: Submission) -> Accepted:
+    """`submit` on a thread that may be kept for so long; lets go of the body's weight. Raises Busy, too."""
+    act = functools.partial(submit, body, sent, parts.service)
+    try:
+        if body.file is not None or any(name in body.fields for name in PICTURES):
+            return await parts.pictures.run(act)
+        if any(name in body.fields for name in WEBHOOKS):
+            return await parts.lookups.run(act)
+        return await run_in_threadpool(act)
+    finally:
+        weight = request.scope.get("state", {}).get("weight")
+        if isinstance(weight, Weight):
+            weight.let_go()
+
+
 def submit(body: Body, sent: Submission, service: Service) -> Accepted:
     """Accept a body as a job, or find the job that it was accepted as before.
 
     Raises RefusedRequest and DoesNotFit, naming the field, Forbidden, and what the queue raises.
     """
+    if sent.id in RESERVED:
+        raise RefusedRequest(f"id: {sent.id!r} is a route of its own", knob="id", hint=f"{sent.id}-1 works")
     asked = read_asked(body)
     brings = body.file is not None or any((asked.input_reference, asked.image, asked.frame_images))
     decided = order(asked, service, TO_COME if brings else None)

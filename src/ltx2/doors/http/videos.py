@@ -17,7 +17,7 @@ from ltx2.doors.http.limits import admit
 from ltx2.doors.http.names import VideoId, known_form
 from ltx2.doors.http.parts import Parts, TheParts
 from ltx2.doors.http.schemas import Asked, Deleted, FaultEnvelope, Page, Prompt, Video
-from ltx2.doors.http.submit import Submission, remix, submit
+from ltx2.doors.http.submit import Submission, accept, remix
 from ltx2.jobs.job import Accepted, Job
 from ltx2.spec.errors import NotOffered, RefusedRequest
 
@@ -80,10 +80,13 @@ async def put(request: Request, id: str, caller: Generate, parts: TheParts) -> J
 
 async def _create(request: Request, caller: Caller, parts: Parts, id: str | None) -> JSONResponse:  # noqa: A002
     seconds = wait_of(request)
-    body = await read_body(request)
-    sent = Submission(caller, request.headers, id)
-    accepted = await run_in_threadpool(submit, body, sent, parts.service)
+    accepted = await _accepted(request, parts, Submission(caller, request.headers, id))
     return await answer(request, parts, accepted, seconds)
+
+
+async def _accepted(request: Request, parts: Parts, sent: Submission) -> Accepted:
+    # A function of its own, so that the body is gone while the client waits.
+    return await accept(request, parts, await read_body(request), sent)
 
 
 def wait_of(request: Request) -> int | None:

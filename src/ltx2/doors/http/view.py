@@ -93,8 +93,10 @@ class View:
         seconds = self.estimates.seconds(plan, card)
         if seconds is None:
             return None
-        # Those ahead are taken to be like this one, and to wait for one worker.
-        return round(seconds * ((position or 0) + 1 - share), 1)
+        if job.state == "running":
+            return round(seconds * (1 - share), 1)
+        # Those ahead are taken to be like this one, and those under way to be half done.
+        return round(seconds * (((position or 0) + 0.5) / self.estimates.workers() + 1), 1)
 
     def _usage(self, job: Job, plan: Plan) -> Usage | None:
         if job.result is None:
