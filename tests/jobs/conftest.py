@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,22 +11,14 @@ import pytest
 from ltx2.jobs.job import Rules
 from ltx2.jobs.shelf import Shelf
 from ltx2.jobs.store import Store
-from tests.jobs.server import Server, find_programs
+from tests.jobs.server import Server, started
 
 MakeStore = Callable[..., Store]
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    programs = find_programs()
-    if programs is None:
-        reason = "no PostgreSQL server programs here: install Debian's package postgresql"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    server = Server(programs)
-    yield server
-    server.remove()
+    yield from started()
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+import pytest
 
 OPTIONS = "-c listen_addresses='' -c fsync=off -c max_connections=60 -c shared_buffers=16MB"
 
@@ -74,3 +76,16 @@ class Server:
         if done.returncode:
             log = self.folder / "log"
             raise RuntimeError(f"{program} failed: {log.read_text()[-2000:] if log.exists() else command}")
+
+
+def started() -> Iterator[Server]:
+    """A server for a fixture; without its programs the tests are skipped, and fail in CI."""
+    programs = find_programs()
+    if programs is None:
+        reason = "no PostgreSQL server programs here: install Debian's package postgresql"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    server = Server(programs)
+    yield server
+    server.remove()

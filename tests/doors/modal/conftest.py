@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import httpx
 import pytest
 
 from tests.fake_modal import FakeModal, Function
-from tests.jobs.server import Server, find_programs
+from tests.jobs.server import Server, started
 
 TOKEN = "geheim-token"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -106,12 +105,4 @@ def declared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A PostgreSQL server, as for the tests of the jobs."""
-    programs = find_programs()
-    if programs is None:
-        reason = "no PostgreSQL server programs here: install Debian's package postgresql"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    server = Server(programs)
-    yield server
-    server.remove()
+    yield from started()
