@@ -29,6 +29,7 @@ from ltx2.models.fast import Stage, Twin, attention
 from ltx2.models.fast.compare import compare
 from ltx2.models.fast.graphs import CudaRecorder, Graphs
 from ltx2.models.fast.ops import PLAIN, Affine, Ops, Table, choose
+from ltx2.models.holding import quantise_network
 from ltx2.models.velocity import Perturbation, velocities
 
 SMALL, MIDDLE, LARGE = (384, 256, 97), (768, 512, 97), (1536, 1024, 121)
@@ -98,7 +99,7 @@ def attend(lab: Lab) -> None:
             for tokens in (queries, keys, keys)
         )
         exact = _exact(q[:1, :64], k[:1], v[:1])
-        works: dict[str, Callable[[], Tensor]] = {key: partial(_sdpa, q, k, v, one) for key, one in backends.items()}
+        works: dict[str, Callable[[], Tensor]] = {key: partial(sdpa, q, k, v, one) for key, one in backends.items()}
         if lab.device.type == "cuda" and (flash := attention.flash_3()):
             works["fa3"] = partial(flash, q, k, v)
         for backend, work in works.items():
@@ -117,7 +118,7 @@ def _measure_attention(
     )  # fmt: skip
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None) -> Tensor:
     parts = [part.transpose(1, 2) for part in (q, k, v)]
     with nullcontext() if backend is None else sdpa_kernel(backend):
         return scaled_dot_product_attention(*parts).transpose(1, 2)
@@ -129,7 +130,7 @@ def _exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights @ parts[2]).transpose(1, 2)
 
 
-def _modes(lab: Lab, transformer: Any, few: bool = False) -> dict[str, Callable[..., Any]]:
+def forward_modes(lab: Lab, transformer: Any, few: bool = False) -> dict[str, Callable[..., Any]]:
     """The forward in every form: the slow path, and the fast one with ever more of its parts; or `few` of them."""
     kernels = choose(lab.device)
     plain, fused = Twin(transformer, PLAIN), Twin(transformer, kernels)
@@ -155,7 +156,7 @@ def forward(lab: Lab) -> None:
     for size, rows, given in [(TINY, 2, False), (TINY, 1, True)] if lab.tiny else cases:
         transformer, streams = lab.network(model, "transformer"), lab.streams(model, size, rows, given)
         reference: Tensor | None = None
-        for mode, run in _modes(lab, transformer, few=size == LARGE).items():
+        for mode, run in forward_modes(lab, transformer, few=size == LARGE).items():
             work = partial(run, *streams, ())
             result = [work()[0][0] for _ in range(3)][-1]
             reference = result if reference is None else reference
@@ -181,7 +182,7 @@ def passes(lab: Lab) -> None:
     kinds = {"cfg": (), "cfg + stg": (perturbed,), "all four": (perturbed, Perturbation(isolated=True))}
     for kind, weak in kinds.items():
         expected = velocities(transformer, video, audio, weak)
-        for mode, run in _modes(lab, transformer).items():
+        for mode, run in forward_modes(lab, transformer).items():
             work = partial(run, video, audio, weak)
             result = [work() for _ in range(3)][-1]
             seconds = lab.time(work)
@@ -195,36 +196,47 @@ def passes(lab: Lab) -> None:
 
 @torch.inference_mode()
 def profile(lab: Lab) -> None:
-    """Device time of one forward by kernel family, and the number of launches, before and after."""
-    size, model = (TINY, "ltx-2") if lab.tiny else (MIDDLE, "ltx-2")
-    transformer, (video, audio) = lab.network(model, "transformer"), lab.streams(model, size, 2)
-    for mode, run in _modes(lab, transformer).items():
-        for _ in range(3):
-            run(video, audio, ())
+    """Device time of one forward by kernel family, and the number of launches: every mode, then the fastest by size, in
+    bf16 and in fp8."""
+    for hold in ("bf16", "fp8"):
+        transformer = lab.network("ltx-2", "transformer")
+        if hold == "fp8":
+            quantise_network(transformer, "fp8")
+        for size, rows in [(TINY, 2)] if lab.tiny else [(MIDDLE, 2), (SMALL, 1), (LARGE, 1)]:
+            streams = lab.streams("ltx-2", size, rows)
+            found = forward_modes(lab, transformer, few=size == LARGE)
+            if hold == "fp8" or size != MIDDLE:
+                found = dict([list(found.items())[-1]])
+            for mode, run in found.items():
+                _profile(lab, partial(run, *streams, ()), hold=hold, size=size, rows=rows, mode=mode)
+    lab.drop()
+
+
+def _profile(lab: Lab, work: Callable[[], Any], **what: Any) -> None:
+    for _ in range(3):
+        work()
+    lab.sync()
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if lab.device.type == "cuda" else activity.CPU]) as seen:
+        work()
         lab.sync()
-        activity = torch.profiler.ProfilerActivity
-        kind = activity.CUDA if lab.device.type == "cuda" else activity.CPU
-        with torch.profiler.profile(activities=[kind]) as seen:
-            run(video, audio, ())
-            lab.sync()
-        families: dict[str, float] = defaultdict(float)
-        launches, names = 0, defaultdict(float)
-        for event in seen.events():
-            if lab.device.type == "cuda" and event.device_type != torch.autograd.DeviceType.CUDA:
-                continue
-            spent = event.time_range.elapsed_us() if lab.device.type == "cuda" else event.self_cpu_time_total
-            launches += 1
-            names[event.name[:90]] += spent / 1e3
-            lower = event.name.lower()
-            family = next(
-                (one for one, parts in FAMILIES.items() if any(part in lower for part in parts)), "elementwise"
-            )
-            families[family] += spent / 1e3
-        top = sorted(names.items(), key=lambda pair: -pair[1])[:12]
-        lab.write(
-            "profile", mode=mode, launches=launches, ms={key: round(value, 2) for key, value in families.items()},
-            top=[(name, round(spent, 2)) for name, spent in top],
-        )  # fmt: skip
+    families: dict[str, float] = defaultdict(float)
+    launches, names, calls = 0, defaultdict(float), defaultdict(int)
+    for event in seen.events():
+        if lab.device.type == "cuda" and event.device_type != torch.autograd.DeviceType.CUDA:
+            continue
+        spent = event.time_range.elapsed_us() if lab.device.type == "cuda" else event.self_cpu_time_total
+        launches += 1
+        names[event.name[:90]] += spent / 1e3
+        calls[event.name[:90]] += 1
+        lower = event.name.lower()
+        family = next((one for one, parts in FAMILIES.items() if any(part in lower for part in parts)), "elementwise")
+        families[family] += spent / 1e3
+    top = sorted(names.items(), key=lambda pair: -pair[1])[:24]
+    lab.write(
+        "profile", **what, launches=launches, ms={key: round(value, 2) for key, value in families.items()},
+        top=[(name, round(spent, 2), calls[name]) for name, spent in top],
+    )  # fmt: skip
 
 
 @torch.inference_mode()

@@ -17,15 +17,13 @@ from ltx2.pipeline.latents import tokens_from_audio, tokens_from_video
 from training import networks, text, tokenizer
 from training.loop import FPS, Clock, Log, Run
 from training.mel import log_mel
-from training.world import Scene, caption, render, sample_scenes, sound
+from training.world import HARD, Scene, caption, render, sample_scenes, sound
 
 CAPTIONS = 4
 CHUNK = 48
 CLIPS = 96_000
 HELD_OUT = 192
 OMIT_SIZE = 0.1
-# Their pictures change most from frame to frame, and stay blurred longest: they come twice as often as the others.
-HARD = ("bounce", "spin")
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,7 @@ def _store(tables: dict, path: Path) -> None:
 
 
 def _scenes(run: Run, count: int, held_out: bool) -> list[Scene]:
+    """The scenes of a table; in training the hard motions come twice as often as the others."""
     count = 6 if run.smoke else count
     pool = sample_scenes(count if held_out else 2 * count, seed=run.seed + 9_000_000 + held_out, held_out=held_out)
     return [scene for index, scene in enumerate(pool) if held_out or index % 2 or scene.motion in HARD][:count]

@@ -136,6 +136,12 @@ def rate(step: int, share: float, warm_up: int = 200, hold: float = 0.4, floor: 
     return min(1.0, (step + 1) / warm_up) * (floor + (1 - floor) * cosine)
 
 
+def uncompile(modules: Iterable[nn.Module]) -> None:
+    """Modules compiled in place run eagerly again; the weights are the same."""
+    for module in modules:
+        module._compiled_call_impl = None
+
+
 class Optimiser:
     """AdamW with gradient clipping at norm 1 and a learning rate set from outside; fused on the GPU."""
 

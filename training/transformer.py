@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training import latents, networks, text, tokenizer
 from training.flow import Clip, Contexts, first_frame, noise_like, predict
 from training.graph import Replay
-from training.loop import Average, Clock, Log, Optimiser, Run, rate
+from training.loop import Average, Clock, Log, Optimiser, Run, rate, uncompile
 
 PARTS = ("transformer", "connectors", "text_encoder")
 BATCH = {"large": 128, "small": 320}
@@ -164,16 +164,10 @@ def _compile(run: Run, model: Model, data: latents.Latents, log: Log) -> None:
             _loss(run, model, data, size)[0].backward()
         log.write(event="compiled")
     except Exception as error:
-        uncompile(model.transformer)
+        uncompile(blocks)
         log.write(event="COMPILE FAILED, training goes on eagerly", error=f"{type(error).__name__}: {error}"[:500])
     for parameter in model.parameters():
         parameter.grad = None
-
-
-def uncompile(transformer: nn.Module) -> None:
-    """Back to eager blocks; the weights are the same."""
-    for block in transformer.transformer_blocks:
-        block._compiled_call_impl = None
 
 
 def _resume(run: Run, optimiser: Optimiser, average: Average) -> tuple[float, int, int]:
@@ -212,7 +206,7 @@ def _save(run: Run, model: Model, optimiser: Optimiser, average: Average, progre
 @torch.no_grad()
 def _check(run: Run, model: Model) -> dict[str, float]:
     """Velocity errors on held-out clips of the large size at fixed noise levels, with the weights that are loaded."""
-    uncompile(model.transformer)
+    uncompile(model.transformer.transformer_blocks)
     data = latents.load(run, held_out=True)
     known = torch.zeros(data.large.shape[:2], dtype=torch.bool, device=run.device)
     clip = Clip(data.large.float(), data.audio.float(), known)

@@ -27,6 +27,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = ("small", "large")
 MOTIONS = ("left", "right", "up", "down", "bounce", "grow", "shrink", "spin", "rest")
+HARD = ("bounce", "spin")  # their pictures change most from frame to frame, and stay blurred longest
 BACKGROUNDS = ("dark", "light", "gradient", "striped", "checkered")
 PITCHES = ("low", "middle", "high")
 SOUNDS = ("tone", "beeps", "silence")
