@@ -1,9 +1,11 @@
 """What each way of holding weights costs: fp8 against bf16, LoRAs merged against added, the text encoder in fewer bits.
 
-`python benchmarks/weights.py RESULTS.jsonl [fp8 lora text ...] [--device cuda] [--layers 48] [--model ltx-2]`
+    python benchmarks/weights.py RESULTS.jsonl [fp8 text lora cpu ...] [--seconds 150] [--model ltx-2]
+    python benchmarks/weights.py RESULTS.jsonl --tiny        rehearsal with small networks, also without a GPU
 
-Full-size random weights; nothing is downloaded. Every line of the results is one measurement: seconds are medians of
-`--repeats` runs after one that does not count, bytes are those of the device.
+Full-size random weights; nothing is downloaded. Each measurement is a line of JSON at once, in order of value; what does
+not begin within `--seconds` is named in a last line. Seconds are medians of `--repeats` runs after one that does not
+count, bytes are those of the device. A bench that fails leaves its error in the file, and the next one goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,77 +27,210 @@ from torch import Tensor, nn
 
 from ltx2.doors.origin import origin
 from ltx2.models.describe import HERE, folder_configs
+from ltx2.models.fast import forget, passes
 from ltx2.models.holding import Hold, layers, quantise_network
 from ltx2.models.lora import added, merged
-from ltx2.models.precision import dequantise, fp8_linears
+from ltx2.models.precision import (
+    E4M3_MAX,
+    FP8,
+    Fp8Linear,
+    clamped_share,
+    dequantise,
+    fp8_linears,
+    use_calibration,
+)
 from ltx2.models.randoms import draw_lora, fill_randomly
 from ltx2.models.velocity import Stream, velocity
 from ltx2.models.weights import build
+from ltx2.pipeline.latents import audio_positions, video_positions
 from ltx2.spec.geometry import grid
 
 DTYPE = torch.bfloat16
 TEXT_TOKENS = 1024
 SIZE = (768, 512, 97)
+# Weights of realistic scale: Student's t with 5 degrees of freedom gives a linear of 4096 x 4096 a largest magnitude of
+# 0.6, as the published example of a weight_scale does (0.0013 * 448), and 8 input channels are 8 times as large.
+FREEDOM, SPIKES, SPIKE = 5, 8, 8.0
+
+Velocities = tuple[Tensor, Tensor]
+Report = dict[str, Any]
 
 
 def main(words: list[str]) -> None:
     """Run the named measurements, or all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("names", nargs="*", default=[*BENCHES])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--layers", type=int, help="fewer layers, for small runs")
-    parser.add_argument("--model", default="ltx-2", choices=("ltx-2", "ltx-2.3", "ltx-2.5"))
-    parser.add_argument("--size", type=int, nargs=3, default=SIZE, metavar=("WIDTH", "HEIGHT", "FRAMES"))
-    parser.add_argument("--repeats", type=int, default=5)
-    values = parser.parse_args(words)
+    values = _arguments(words)
+    values.deadline = time.monotonic() + values.seconds
+    common = {"model": values.model, "tiny": values.tiny, **origin(values.device)}
+    left: list[str] = []
     for name in values.names:
-        for report in BENCHES[name](values):
-            line = {"bench": f"weights-{name}", "model": values.model, **origin(values.device), **report}
-            with values.results.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(json.dumps(line), flush=True)
+        begin, line = time.monotonic(), {"bench": f"weights-{name}", **common}
+        if begin > values.deadline:
+            left.append(name)
+            continue
+        try:
+            with torch.inference_mode():
+                for report in BENCHES[name](values):
+                    append(values.results, line | report)
+        except Exception as error:
+            # The traceback holds the networks.
+            trace = traceback.format_exc()[-1500:]
+            append(values.results, line | {"error": f"{type(error).__name__}: {error}", "trace": trace})
+        reset(torch.device(values.device))
+        append(values.results, {"bench": f"weights-{name}", "whole_seconds": time.monotonic() - begin})
+    if left:
+        append(values.results, {"bench": "weights", "left_out": left})
 
 
-@torch.inference_mode()
-def fp8(values: argparse.Namespace) -> list[dict[str, Any]]:
-    """One forward in bf16, in fp8, and in bf16 with the weights that the fp8 ones stand for."""
-    device = torch.device(values.device)
-    network = transformer(values)
-    video, audio = streams(network, values)
-    reports = [{"form": "bf16", "held_bytes": held(network), **timed(lambda: velocity(network, video, audio), values)}]
-    before = velocity(network, video, audio)
-    begin = time.perf_counter()
-    quantise_network(network, "fp8")
-    settle(device)
-    seconds = time.perf_counter() - begin
-    fast = timed(lambda: velocity(network, video, audio), values)
-    ours = velocity(network, video, audio)
-    reports.append({"form": "fp8", "held_bytes": held(network), "quantise_seconds": seconds, **fast})
+def _arguments(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHES)}; all when none is named")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", default="ltx-2", choices=("ltx-2", "ltx-2.3", "ltx-2.5"))
+    parser.add_argument("--layers", type=int, help="fewer layers, for small runs")
+    parser.add_argument(
+        "--width", type=int, help="fewer channels, a multiple of 256; the default is the published width"
+    )
+    parser.add_argument("--size", type=int, nargs=3, metavar=("WIDTH", "HEIGHT", "FRAMES"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=600.0, help="begin nothing later than this")
+    parser.add_argument("--tiny", action="store_true", help="8 layers of 256 channels at 128x64x9")
+    values = parser.parse_args(words)
+    if unknown := set(values.names) - BENCHES.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+    values.names = values.names or [*BENCHES]
+    if values.tiny:
+        values.layers, values.width, values.repeats = values.layers or 8, values.width or 256, 1
+    values.size = values.size or ((128, 64, 9) if values.tiny else SIZE)
+    return values
+
+
+def append(results: Path, line: Report) -> None:
+    """One line of the file, and of the screen."""
+    with results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def fp8(values: argparse.Namespace) -> Iterator[Report]:
+    """Forwards in bf16, in fp8, in bf16 with what the fp8 weights stand for, and with static scales, on both paths.
+
+    `cosine_*_to_dequantised` is of the activations' rounding alone, `cosine_*_to_bf16` of both roundings together.
+    """
+    for drawn in ("heavy", "normal"):
+        network = transformer(values, drawn)
+        inputs = streams(network, values)
+        first = drawn == "heavy"
+        common: Report = {"drawn": drawn}
+        before = {name: way(network, *inputs) for name, way in WAYS.items()}
+        report = common | {"form": "bf16", **compare(before["fast"], before["plain"], "plain")}
+        yield report | (times(network, inputs, values) if first else {})
+
+        begin = time.perf_counter()
+        forget(network)
+        quantise_network(network, "fp8")
+        settle(torch.device(values.device))
+        report = common | {"form": "fp8", "quantise_seconds": time.perf_counter() - begin}
+        ours = {name: way(network, *inputs) for name, way in WAYS.items()}
+        for name in WAYS:
+            report |= {f"{name}_{key}": value for key, value in compare(ours[name], before[name], "bf16").items()}
+        report |= times(network, inputs, values) if first else {}
+        dequantise_network(network)
+        for name, way in WAYS.items():
+            theirs = way(network, *inputs)
+            report |= {f"{name}_{key}": value for key, value in compare(ours[name], theirs, "dequantised").items()}
+        yield report
+        del network
+
+    yield from _static(values)
+
+
+def _static(values: argparse.Namespace) -> Iterator[Report]:
+    """As published files have it: one scale a weight, and one for the activations, calibrated on other inputs."""
+    network = transformer(values, "heavy")
+    inputs, others = streams(network, values), streams(network, values, seed=2, sigma=0.9)
+    truth = velocity(network, *inputs)
+    _calibrate(network, others)
+    for static in (False, True):
+        use_calibration(network, static)
+        found = velocity(network, *inputs)
+        report: Report = {"drawn": "heavy", "form": "fp8-static" if static else "fp8-per-tensor"}
+        report |= compare(found, truth, "bf16")
+        if static:
+            shares = clamped_share(network)
+            report |= {"clamped_share": sum(shares.values()) / len(shares), "clamped_worst": max(shares.values())}
+            report |= timed(lambda: velocity(network, *inputs), values)
+        yield report
+
+
+def _calibrate(network: nn.Module, inputs: tuple[Stream, Stream]) -> None:
+    """Put static fp8 layers in the place of linears; the largest activation of these inputs becomes 448."""
+    largest: dict[str, Tensor] = {}
+    names = layers(network, "fp8")
+
+    def watch(name: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            largest[name] = given[0].float().abs().max()
+
+        return keep
+
+    handles = [network.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    velocity(network, *inputs)
+    for handle in handles:
+        handle.remove()
+    for name in names:
+        linear: Any = network.get_submodule(name)
+        scale = linear.weight.float().abs().max() / E4M3_MAX
+        held = (linear.weight.float() / scale).to(FP8)
+        rows = scale.expand(held.shape[0]).contiguous()
+        network.set_submodule(name, Fp8Linear(held, rows, linear.bias, largest[name] / E4M3_MAX))
+
+
+def dequantise_network(network: nn.Module) -> None:
+    """Put linears with the weights that the fp8 ones stand for in their place."""
     for name, layer in list(fp8_linears(network)):
         linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        linear.weight = nn.Parameter(dequantise(layer.weight, layer.scale), requires_grad=False)
+        linear.weight = nn.Parameter(dequantise(layer.weight, layer.scale, DTYPE), requires_grad=False)
         linear.bias = layer.bias
         network.set_submodule(name, linear)
-    theirs = velocity(network, video, audio)
-    # Of the activations' rounding alone, and of both roundings together.
-    for name, other in (("dequantised", theirs), ("bf16", before)):
-        for side, one, truth in zip(("video", "audio"), ours, other, strict=True):
-            reports[1] |= {f"cosine_{side}_to_{name}": cosine(one, truth), f"error_{side}_to_{name}": error(one, truth)}
-    return reports
 
 
-@torch.inference_mode()
-def lora(values: argparse.Namespace) -> list[dict[str, Any]]:
+def text(values: argparse.Namespace) -> Iterator[Report]:
+    """Gemma 3 12B over one padded prompt in bf16, int8 and int4, all with the same weights."""
+    device = torch.device(values.device)
+    truth: Tensor | None = None
+    for hold in ("plain", "int8", "int4"):
+        encoder, count = text_encoder(values, hold)
+        report = {"form": hold, "on": values.device, "held_bytes": held(encoder), "quantised": count}
+        report |= timed(lambda encoder=encoder: encode(encoder, device), values)
+        states = encode(encoder, device)
+        truth = states if truth is None else truth
+        yield report | {"cosine_to_bf16": cosine(states, truth), "error_to_bf16": error(states, truth)}
+        del encoder
+        reset(device)
+
+
+def cpu(values: argparse.Namespace) -> Iterator[Report]:
+    """The same in bf16 on the CPU: one run."""
+    encoder, _ = text_encoder(values, "plain")
+    begin = time.perf_counter()
+    encoder = encoder.to("cpu")
+    moved = time.perf_counter() - begin
+    begin = time.perf_counter()
+    encode(encoder, torch.device("cpu"))
+    yield {"form": "plain", "on": "cpu", "seconds": time.perf_counter() - begin, "move_seconds": moved}
+
+
+def lora(values: argparse.Namespace) -> Iterator[Report]:
     """The distilled LoRA's rank on every linear: switching on and off, one forward, and memory, for each way."""
     device = torch.device(values.device)
     network = transformer(values)
-    video, audio = streams(network, values)
+    inputs = streams(network, values)
     drawn = draw_lora(network, device=device)
-    plain = timed(lambda: velocity(network, video, audio), values)
-    reports: list[dict[str, Any]] = [{"form": "none", **plain}]
-    results: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, way in {"merged": merged, "added": added}.items():
+    size = sum(a.nbytes + b.nbytes for a, b in drawn.layers["transformer"].values())
+    yield {"form": "none", "lora_bytes": size, **times(network, inputs, values)}
+    results: dict[str, Velocities] = {}
+    for name, way in {"added": added, "merged": merged}.items():
         reset(device)
         on: list[float] = []
         off: list[float] = []
@@ -105,83 +242,90 @@ def lora(values: argparse.Namespace) -> list[dict[str, Any]]:
                 begin = time.perf_counter()
             settle(device)
             off.append(time.perf_counter() - begin)
+        report: Report = {"form": name, "on_seconds": median(on[1:]), "off_seconds": median(off[1:])}
         with way(network, [(drawn, 0.8)]):
-            forward = timed(lambda: velocity(network, video, audio), values)
-            results[name] = velocity(network, video, audio)
-        reports.append({"form": name, "on_seconds": median(on[1:]), "off_seconds": median(off[1:]), **forward})
-    reports[-1]["cosine_to_merged"] = cosine(results["added"][0], results["merged"][0])
-    reports[-1]["lora_bytes"] = sum(a.nbytes + b.nbytes for a, b in drawn.layers["transformer"].values())
-    return reports
+            report |= times(network, inputs, values)
+            results[name] = velocity(network, *inputs)
+        if name == "merged":
+            report |= compare(results["added"], results["merged"], "merged", "added_")
+        yield report
 
 
-@torch.inference_mode()
-def text(values: argparse.Namespace) -> list[dict[str, Any]]:
-    """Gemma 3 12B over one padded prompt: bf16, int8 and int4 on the device, and bf16 on the CPU."""
-    reports: list[dict[str, Any]] = []
-    truth: Tensor | None = None
-    ways: list[tuple[Hold, str]] = [("plain", values.device), ("int8", values.device), ("int4", values.device)]
-    if values.device != "cpu":
-        ways.append(("plain", "cpu"))
-    for hold, where in ways:
-        device = torch.device(where)
-        reset(torch.device(values.device))
-        config = folder_configs(HERE / "configs" / values.model)["text_encoder"]
-        if values.layers:
-            config["text_config"]["num_hidden_layers"] = values.layers
-            config["text_config"].pop("layer_types", None)
-        # Drawn on the measured device for all, so that all have the same weights.
-        encoder: Any = fill_randomly(
-            build("text_encoder", config), dtype=DTYPE, device=torch.device(values.device), seed=0
-        )
-        count = len(layers(encoder, hold))
-        quantise_network(encoder, hold)
-        encoder = encoder.to(device)
-        ids = torch.randint(10, 1000, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
-        mask = torch.ones_like(ids)
-        mask[:, : TEXT_TOKENS // 2] = 0
-        few = argparse.Namespace(
-            **{**vars(values), "repeats": 1 if where == "cpu" else values.repeats, "device": where}
-        )
-
-        def encode(encoder: Any = encoder, ids: Tensor = ids, mask: Tensor = mask) -> Tensor:
-            found = encoder.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-            return torch.stack(found, dim=-1)[mask.bool()]
-
-        report = {
-            "form": hold,
-            "on": where,
-            "held_bytes": held(encoder),
-            "quantised": count,
-            **timed(encode, few),
-        }
-        states = encode().cpu()
-        truth = states if truth is None else truth
-        reports.append(report | {"cosine_to_bf16": cosine(states, truth), "error_to_bf16": error(states, truth)})
-        del encoder, encode
-    return reports
+BENCHES: dict[str, Callable[[argparse.Namespace], Iterator[Report]]] = {
+    "fp8": fp8,
+    "text": text,
+    "lora": lora,
+    "cpu": cpu,
+}
 
 
-BENCHES: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {"fp8": fp8, "lora": lora, "text": text}
+def _fast(network: nn.Module, video: Stream, audio: Stream) -> Velocities:
+    return passes(network)(video, audio, ())[0]
 
 
-def transformer(values: argparse.Namespace) -> nn.Module:
-    """A random one of the published shape."""
-    reset(torch.device(values.device))
+WAYS: dict[str, Callable[[nn.Module, Stream, Stream], Velocities]] = {"fast": _fast, "plain": velocity}
+
+
+def transformer(values: argparse.Namespace, drawn: str = "normal") -> nn.Module:
+    """A random one of the published shape; `heavy` ones have weights of realistic scale."""
+    device = torch.device(values.device)
+    reset(device)
     config = folder_configs(HERE / "configs" / values.model)["transformer"]
+    config["num_layers"] = values.layers or config["num_layers"]
+    if values.width:
+        heads = config["num_attention_heads"]
+        config |= {"attention_head_dim": values.width // heads, "cross_attention_dim": values.width}
+        config |= {"audio_attention_head_dim": values.width // heads // 2}
+        config |= {"audio_cross_attention_dim": values.width // 2}
+    network = fill_randomly(build("transformer", config), dtype=DTYPE, device=device, seed=0)
+    if drawn == "heavy":
+        _make_heavy(network, torch.Generator(device).manual_seed(3))
+    return network
+
+
+def _make_heavy(network: nn.Module, generator: torch.Generator) -> None:
+    """Redraw the blocks' linears with heavy tails and a few large input channels; the deviation stays as it was."""
+    for name, module in network.named_modules():
+        if not (isinstance(module, nn.Linear) and name.startswith("transformer_blocks.")):
+            continue
+        weight = module.weight
+        spread = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for _ in range(FREEDOM):
+            spread += torch.empty_like(spread).normal_(generator=generator).square_()
+        value = torch.empty_like(spread).normal_(generator=generator).mul_(spread.div_(FREEDOM).rsqrt_())
+        value *= (weight.shape[1] * FREEDOM / (FREEDOM - 2)) ** -0.5
+        value[:, :: max(1, weight.shape[1] // SPIKES)] *= SPIKE
+        weight.copy_(value)
+
+
+def text_encoder(values: argparse.Namespace, hold: Hold) -> tuple[Any, int]:
+    """Gemma 3 12B with seeded random weights in the form `hold`, and how many linears that changed."""
+    config = folder_configs(HERE / "configs" / "ltx-2")["text_encoder"]
     if values.layers:
-        config["num_layers"] = values.layers
-    return fill_randomly(build("transformer", config), dtype=DTYPE, device=torch.device(values.device), seed=0)
+        config["text_config"]["num_hidden_layers"] = values.layers
+        config["text_config"].pop("layer_types", None)
+    if values.width:
+        config["text_config"] |= {"hidden_size": values.width, "intermediate_size": 4 * values.width}
+    encoder = fill_randomly(build("text_encoder", config), dtype=DTYPE, device=torch.device(values.device), seed=0)
+    count = len(layers(encoder, hold))
+    quantise_network(encoder, hold)
+    return encoder, count
 
 
-def streams(network: Any, values: argparse.Namespace) -> tuple[Stream, Stream]:
-    """Noise at sigma 0.7 and random text, of the size that is measured."""
-    from fractions import Fraction
+def encode(encoder: Any, device: torch.device) -> Tensor:
+    """All hidden states of the real half of a padded prompt, [T, D, layers + 1]."""
+    ids = torch.randint(10, 1000, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
+    mask = torch.ones_like(ids)
+    mask[:, : TEXT_TOKENS // 2] = 0
+    found = encoder.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    return torch.stack(found, dim=-1)[mask.bool()]
 
-    from ltx2.pipeline.latents import audio_positions, video_positions
 
+def streams(network: Any, values: argparse.Namespace, seed: int = 1, sigma: float = 0.7) -> tuple[Stream, Stream]:
+    """Noise and random text, of the size that is measured."""
     device, config = torch.device(values.device), network.config
     shape = grid(values.size[0], values.size[1], values.size[2], Fraction(24))
-    generator = torch.Generator(device).manual_seed(1)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def noise(tokens: int, channels: int) -> Tensor:
         return torch.empty(1, tokens, channels, device=device, dtype=DTYPE).normal_(generator=generator)
@@ -189,17 +333,28 @@ def streams(network: Any, values: argparse.Namespace) -> tuple[Stream, Stream]:
     newer = not config.use_prompt_embeddings
     wide = config.num_attention_heads * config.attention_head_dim if newer else config.caption_channels
     narrow = config.audio_num_attention_heads * config.audio_attention_head_dim if newer else config.caption_channels
-    sigma = torch.full((1,), 0.7, device=device)
+    level = torch.full((1,), sigma, device=device)
     positions = (video_positions(shape.video, Fraction(24), device), audio_positions(shape.audio, device))
     sizes = ((shape.video_tokens, config.in_channels, wide), (shape.audio_tokens, config.audio_in_channels, narrow))
+    # One timestep for all tokens, as the loop passes it where no first frame is given.
     made = [
-        Stream(noise(tokens, channels), sigma.expand(1, tokens), sigma, where, noise(TEXT_TOKENS, context))
+        Stream(noise(tokens, channels), level.expand(1, 1), level, where, noise(TEXT_TOKENS, context))
         for (tokens, channels, context), where in zip(sizes, positions, strict=True)
     ]
     return made[0], made[1]
 
 
-def timed(work: Callable[[], Any], values: argparse.Namespace) -> dict[str, Any]:
+def times(network: nn.Module, inputs: tuple[Stream, Stream], values: argparse.Namespace) -> Report:
+    """Seconds and memory of one forward on each path, and the bytes of the weights."""
+    report: Report = {"held_bytes": held(network)}
+    for name, way in WAYS.items():
+        found = timed(lambda way=way: way(network, *inputs), values)
+        report |= {f"{name}_{key}": value for key, value in found.items()}
+    forget(network)
+    return report
+
+
+def timed(work: Callable[[], Any], values: argparse.Namespace) -> Report:
     """Median seconds, and the device's peak beyond what it held before."""
     device = torch.device(values.device)
     work()
@@ -232,6 +387,15 @@ def reset(device: torch.device) -> None:
 def held(network: nn.Module) -> int:
     """Bytes of all weights and buffers."""
     return sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in network.state_dict().values()}.values())
+
+
+def compare(found: Velocities, truth: Velocities, name: str, before: str = "") -> Report:
+    """Cosine and relative error of both streams against `truth`, which is called `name`."""
+    report: Report = {}
+    for side, one, other in zip(("video", "audio"), found, truth, strict=True):
+        report |= {f"{before}cosine_{side}_to_{name}": cosine(one, other)}
+        report |= {f"{before}error_{side}_to_{name}": error(one, other)}
+    return report
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
