@@ -135,8 +135,19 @@ class Load:
         connection.sendall("\r\n".join(lines).encode())
         return connection
 
-    def ping(self, stop: threading.Event) -> None:
-        """Ask for a sign of life again and again, in a thread of its own: the other clients keep theirs busy."""
+    @contextmanager
+    def pinging(self) -> Iterator[None]:
+        """Ask for a sign of life meanwhile, in a thread of its own: the other clients keep theirs busy."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._ping, args=(stop,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _ping(self, stop: threading.Event) -> None:
         with httpx.Client(base_url=str(self.client.base_url)) as own:
             while not stop.wait(0.02):
                 begun = time.perf_counter()
@@ -153,67 +164,72 @@ class Load:
 
 async def run(address: str, server: int, folder: Path, sizes: argparse.Namespace) -> dict[str, Any]:
     """Submit, follow, work, download; what was measured."""
-    load = Load(address, folder / "jobs.db")
-    draw = random.Random(1)
+    load, draw = Load(address, folder / "jobs.db"), random.Random(1)
     warm = [await load.submit("warm", f"warm {n}") for n in range(8)]
     await asyncio.gather(*(load.client.get(f"/v1/videos/{job}", headers=load.token("warm")) for job in warm * 8))
     before = resident(server)
-    stop = threading.Event()
-    pinging = threading.Thread(target=load.ping, args=(stop,))
-    pinging.start()
-    begun = time.perf_counter()
-    jobs: list[tuple[str, str]] = []
-    gate = asyncio.Semaphore(8)
-
-    async def one(name: str, number: int) -> None:
-        async with gate:
-            jobs.append((name, await load.submit(name, f"{name} {number}")))
-
-    for name in TOKENS:
-        # One token after the other: who comes last must not wait for all the others.
-        await asyncio.gather(*(one(name, number) for number in range(sizes.jobs // len(TOKENS))))
-    submitted = time.perf_counter() - begun
-    readers = [asyncio.create_task(load.read(*draw.choice(jobs))) for _ in range(sizes.readers)]
-    deaf = [load.deaf(*draw.choice(jobs)) for _ in range(sizes.readers // 10)]
-    with ExitStack() as stack:
-        words = ("work", str(folder), "--workers", str(sizes.workers), "--seconds", str(sizes.seconds))
-        await asyncio.to_thread(stack.enter_context, process(*words))
-        while len(load.endings) < sizes.readers // 10:
-            await asyncio.sleep(0.1)
-        peak = resident(server)
-        waits = await finished(load, jobs)
-        await asyncio.gather(*readers)
-    downloads = [draw.choice(jobs) for _ in range(sizes.downloads)]
-    begun = time.perf_counter()
-    received = sum(await asyncio.gather(*(load.download(*job) for job in downloads)))
-    downloaded = time.perf_counter() - begun
-    stop.set()
-    pinging.join()
+    with load.pinging():
+        jobs, submitted = await submit_all(load, sizes.jobs)
+        readers = [asyncio.create_task(load.read(*draw.choice(jobs))) for _ in range(sizes.readers)]
+        deaf = [load.deaf(*draw.choice(jobs)) for _ in range(sizes.readers // 10)]
+        with ExitStack() as stack:
+            words = ("work", str(folder), "--workers", str(sizes.workers), "--seconds", str(sizes.seconds))
+            await asyncio.to_thread(stack.enter_context, process(*words))
+            while len(load.endings) < sizes.readers // 10:
+                await asyncio.sleep(0.1)
+            peak = resident(server)
+            waits = await finished(load, jobs)
+            await asyncio.gather(*readers)
+        begun = time.perf_counter()
+        received = await asyncio.gather(*(load.download(*draw.choice(jobs)) for _ in range(sizes.downloads)))
+        downloaded = time.perf_counter() - begun
     for connection in deaf:
         connection.close()
     await load.client.aclose()
-    means = {name: statistics.fmean(waits[name]) for name in TOKENS}
-    pings = sorted(load.pings)
     return {
         "jobs": len(jobs),
         "submit_ms": round(1000 * submitted / len(jobs), 1),
-        "mean_wait_seconds": {name: round(mean, 2) for name, mean in means.items()},
-        "wait_ratio": round(max(means.values()) / min(means.values()), 2),
+        **fairness(waits),
         "readers": len(load.endings),
         "readers_that_heard_the_end": load.endings.count("completed"),
         "readers_that_never_read": len(deaf),
-        "livez_ms": {
-            "p50": round(1000 * pings[len(pings) // 2], 1),
-            "p99": round(1000 * pings[int(len(pings) * 0.99)], 1),
-            "n": len(pings),
-        },
-        "downloads": len(downloads),
-        "download_bytes": received,
+        "livez_ms": quantiles(load.pings),
+        "downloads": len(received),
+        "download_bytes": sum(received),
         "download_seconds": round(downloaded, 2),
         "memory_mib": round(before / 2**20, 1),
         "memory_with_readers_mib": round(peak / 2**20, 1),
         "memory_growth_mib": round((resident(server) - before) / 2**20, 1),
     }
+
+
+async def submit_all(load: Load, number: int) -> tuple[list[tuple[str, str]], float]:
+    """The jobs of all tokens, eight at a time, and the seconds that it took."""
+    begun, gate = time.perf_counter(), asyncio.Semaphore(8)
+    jobs: list[tuple[str, str]] = []
+
+    async def one(name: str, index: int) -> None:
+        async with gate:
+            jobs.append((name, await load.submit(name, f"{name} {index}")))
+
+    for name in TOKENS:
+        # One token after the other: who comes last must not wait for all the others.
+        await asyncio.gather(*(one(name, index) for index in range(number // len(TOKENS))))
+    return jobs, time.perf_counter() - begun
+
+
+def fairness(waits: dict[str, list[float]]) -> dict[str, Any]:
+    """The mean wait of each token, and the largest over the smallest."""
+    means = {name: statistics.fmean(waits[name]) for name in TOKENS}
+    ratio = max(means.values()) / min(means.values())
+    return {"mean_wait_seconds": {name: round(mean, 2) for name, mean in means.items()}, "wait_ratio": round(ratio, 2)}
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Median and 99th percentile in milliseconds."""
+    found, number = sorted(seconds), len(seconds)
+    p50, p99 = (round(1000 * found[int(number * share)], 1) for share in (0.5, 0.99))
+    return {"p50": p50, "p99": p99, "n": number}
 
 
 async def finished(load: Load, jobs: list[tuple[str, str]]) -> dict[str, list[float]]:

@@ -25,15 +25,18 @@ def tokens(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
 
 
 def test_a_token_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = tokens(capsys, "add", "ann", "--scopes", "read,metrics", "--limit", "4", "--expires", "90d")
+    limits = ("--limit", "4", "--running", "1", "--megapixel-frames", "38.5")
+    code, out, err = tokens(capsys, "add", "ann", "--scopes", "read,metrics", *limits, "--expires", "90d")
     assert code == 0 and read(out.strip()) and "whsec_" in err
     code, listed, _ = tokens(capsys, "list")
-    assert "ann  live until" in listed and "read,metrics" in listed and "limit=4" in listed
+    assert "ann  live until" in listed and "read,metrics" in listed
+    assert "limit=4 running=1 megapixel_frames=38.5" in listed
     assert out.strip() not in listed
     code, again, _ = tokens(capsys, "rotate", "ann", "--grace", "1h")
     assert read(again.strip()) and again != out
     _, found, _ = tokens(capsys, "list", "--json")
-    assert [row["state"] for row in json.loads(found)["tokens"]] == ["live", "live"]
+    rows = json.loads(found)["tokens"]
+    assert [(row["state"], row["running"], row["megapixel_frames"]) for row in rows] == [("live", 1, 38.5)] * 2
     assert tokens(capsys, "revoke", "ann")[:2] == (0, "2 revoked\n")
     assert "revoked" in tokens(capsys, "list")[1]
 
@@ -42,6 +45,7 @@ def test_a_token_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]) -> Non
     ("words", "says"),
     [
         (["add"], "whom"), (["add", "ann", "--scopes", "root"], "scopes"), (["add", "ann", "--limit", "x"], "limit"),
+        (["add", "ann", "--running", "0"], "running"), (["add", "ann", "--megapixel-frames", "many"], "38.14"),
         (["add", "ann", "--expires", "soon"], "90d"), (["revoke", "ann"], "no live token"), (["rotate", "ann"], "add ann"),
         (["steal"], "invalid choice"),
     ],
@@ -78,6 +82,16 @@ def test_I3_the_service_is_not_started_with_a_typing_error(
     assert "LTX2_FOO" in capsys.readouterr().err
     assert main(["serve", "--config", "none.toml"]) == 2
     assert "none.toml" in capsys.readouterr().err
+
+
+def test_I3_a_warm_up_that_the_model_cannot_make_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for shape, says in (("768x512x97", "width"), ("256x192x49:fast", "preset"), ("wide", "768x512x97:classic")):
+        assert main(["serve", "--data", str(tmp_path / "data"), "--warm-up", shape]) == 2
+        said = capsys.readouterr().err
+        assert "warm_up" in said.lower() and says in said
+    assert not (tmp_path / "data").exists()
 
 
 def test_I3_a_secret_that_others_can_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

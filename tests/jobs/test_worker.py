@@ -16,7 +16,7 @@ from ltx2.jobs.job import Job
 from ltx2.jobs.shelf import Shelf
 from ltx2.jobs.store import Store
 from ltx2.jobs.worker import Engine, Worker, unique_name
-from ltx2.spec.errors import DoesNotFit, GenerationFailed, InvalidOutput
+from ltx2.spec.errors import CheckpointError, DoesNotFit, GenerationFailed, InvalidOutput
 from ltx2.spec.events import Event, Finished, Progress, Retrying
 from ltx2.spec.plan import Plan
 from tests.jobs.asks import add, plan, wait_for
@@ -90,10 +90,18 @@ def test_a_done_job_has_its_file_in_place_and_its_figures_in_the_result(store: S
         "peak_bytes": 7,
         "timings": {"text": 0.1},
         "warnings": ["dark", "silent"],
+        "skipped": 0,
         "bytes": 13,
         "sha256": hashlib.sha256(b"film of a cat").hexdigest(),
     }
     assert left(shelf) == [f"{job.number}/1/out.mp4"]
+
+
+def wrapped(error: Exception) -> GenerationFailed:
+    """As the engine raises what nobody foresaw."""
+    failed = GenerationFailed(f"{type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed
 
 
 @pytest.mark.parametrize(
@@ -103,11 +111,16 @@ def test_a_done_job_has_its_file_in_place_and_its_figures_in_the_result(store: S
         (InvalidOutput("not finite"), "invalid_output"),
         (OSError(errno.ENOSPC, "full", "/secret/place"), "storage_full"),
         (RuntimeError("in /secret/place"), "internal"),
+        (CheckpointError("/secret/place has no config", hint="/secret/place/config.json"), "invalid_checkpoint"),
+        (wrapped(FileNotFoundError(2, "no such file", "/secret/place")), "failed"),
     ],
 )
-def test_a_failed_job_says_why_and_leaves_no_file(store: Store, shelf: Shelf, error: Exception, code: str) -> None:
+def test_a_failed_job_says_why_and_leaves_no_file(
+    store: Store, shelf: Shelf, error: Exception, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
     job = add(store)
     work(store, raising(error), shelf)
+    assert ("/secret/place" in caplog.text) == ("/secret/place" in str(error) and code != "storage_full")
     failed = store.get("ann", job.id)
     assert failed.state == "failed" and failed.error and failed.error["code"] == code
     assert "secret" not in failed.error["message"]

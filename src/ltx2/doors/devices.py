@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ltx2.doors import lock
 from ltx2.spec.card import Card
 from ltx2.spec.cost import need
 from ltx2.spec.errors import DoesNotFit, RefusedRequest
@@ -81,26 +80,13 @@ def claim(device: str) -> int | None:
         return None
     number = device.partition(":")[2] or "0"
     visible = re.sub(r"[^A-Za-z0-9,-]", "", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
-    path = Path(tempfile.gettempdir()) / f"ltx2-gpu-{visible}-{number}.lock"
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        descriptor = os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o644)
-    except PermissionError:
-        # Another user's: it can be waited for, not written.
-        descriptor = os.open(path, flags | os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        other = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
+        return lock.take(Path(tempfile.gettempdir()) / f"ltx2-gpu-{visible}-{number}.lock", 0o644)
+    except lock.Taken as taken:
         raise RefusedRequest(
-            f"device: {device} is used by another worker of ltx2 (process {other})",
+            f"device: {device} is used by another worker of ltx2 (process {taken.holder})",
             knob="device", hint="stop it, or use another --device",
         ) from None  # fmt: skip
-    with suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
 
 
 def capacity(card: Card, precision: str, memory: int) -> Callable[[Plan], None]:

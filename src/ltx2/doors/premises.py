@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
 import secrets
@@ -13,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ltx2.doors import lock
 from ltx2.jobs.job import Rules
 from ltx2.jobs.shelf import Shelf
 from ltx2.jobs.store import Store
@@ -82,24 +82,18 @@ def enter(settings: ServiceSettings, machine: Settings, patience: float = 30.0) 
     return Premises(settings, machine, Store(settings.database, rules, patience), Shelf(videos))
 
 
-def lock(folder: Path) -> int:
+def hold(folder: Path) -> int:
     """Hold the folder for this process, as long as it lives; the descriptor keeps it.
 
     Raises RefusedRequest naming the process that has it.
     """
-    descriptor = os.open(folder / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        other = os.read(descriptor, 64).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
+        return lock.take(folder / "serve.lock")
+    except lock.Taken as taken:
         raise RefusedRequest(
-            f"data: another `ltx2 serve` (process {other}) works in {folder}",
+            f"data: another `ltx2 serve` (process {taken.holder}) works in {folder}",
             knob="data", hint="stop it, or use another --data; several machines share PostgreSQL: --db postgresql://…",
         ) from None  # fmt: skip
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
 
 
 def secret_of(settings: ServiceSettings) -> bytes:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ltx2.doors import premises
-from ltx2.jobs.tokens import USUAL, Grant, Token, Tokens
+from ltx2.jobs.tokens import LIMITS, USUAL, Grant, Token, Tokens
 from ltx2.spec.errors import RefusedRequest
 from ltx2.spec.settings import Settings
 
@@ -52,15 +52,28 @@ def _place_of(values: argparse.Namespace) -> argparse.Namespace:
 def _grant(values: argparse.Namespace) -> Grant:
     scopes = tuple(part.strip() for part in values.scopes.split(",")) if values.scopes else USUAL
     seconds = _seconds("expires", values.expires, None)
-    return Grant(scopes, _count("limit", values.limit), _count("rpm", values.rpm), seconds)
+    counts = {knob: _count(knob, getattr(values, knob)) for knob in ("limit", "rpm", "running")}
+    return Grant(scopes, seconds=seconds, megapixel_frames=_amount(values.megapixel_frames), **counts)
 
 
 def _count(knob: str, text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isdecimal():
-        raise RefusedRequest(f"{knob}: {text!r} is not a whole number", knob=knob)
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise RefusedRequest(f"{knob}: {text!r} is not a whole number", knob=knob, hint=f"as in --{knob} 2")
     return int(text)
+
+
+def _amount(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d{1,12}(\.\d{1,6})?", text, re.ASCII):
+        raise RefusedRequest(
+            f"megapixel_frames: {text!r} is not a number",
+            knob="megapixel_frames",
+            hint="768x512 with 97 frames has 38.14",
+        )
+    return float(text)
 
 
 def _seconds(knob: str, text: str | None, default: float | None) -> float | None:
@@ -86,7 +99,7 @@ def _list(tokens: Tokens, as_json: bool) -> None:
         print(json.dumps({"tokens": found}))
         return
     for row in found:
-        limits = " ".join(f"{name}={row[name]}" for name in ("limit", "rpm") if row[name] is not None)
+        limits = " ".join(f"{name}={row[name]:g}" for name in LIMITS if row[name] is not None)
         end = f" until {row['expires']}" if row["expires"] else ""
         print(f"{row['id']}  {row['name']}  {row['state']}{end}  {','.join(row['scopes'])}  {limits}".rstrip())
 
@@ -99,8 +112,7 @@ def described(token: Token) -> dict[str, Any]:
         "name": token.name,
         "state": live if token.revoked is None else "revoked",
         "scopes": list(token.scopes),
-        "limit": token.limit,
-        "rpm": token.rpm,
+        **{name: getattr(token, name) for name in LIMITS},
         "created": _date(token.created),
         "expires": _date(token.expires),
         "revoked": _date(token.revoked),

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, update
 
-from ltx2.jobs.database import clock
+from ltx2.jobs.database import clock, seize
 from ltx2.jobs.endings import end
 from ltx2.jobs.intake import job_from
 from ltx2.jobs.job import CANCELLED, CRASHED, OPEN, Answer, Claim, Ending, Job, Rules, State
 from ltx2.jobs.tables import JOBS
 
 
-def waiting(connection: Connection) -> bool:
-    """Whether any job is queued: a cheap question before the lock of a claim."""
-    return connection.execute(select(JOBS.c.number).where(JOBS.c.state == "queued").limit(1)).first() is not None
+def startable(connection: Connection) -> bool:
+    """Whether any queued job may begin: a cheap question before the lock of a claim."""
+    return connection.execute(_queued(select(JOBS.c.number)).limit(1)).first() is not None
 
 
 def claim(connection: Connection, worker: str, rules: Rules) -> Claim | None:
-    """Take the next job: by priority, then turn. None when there is none."""
+    """Take the next job: by priority, then turn; past those whose tokens have enough running. None when there is none."""
     now = clock(connection)
     mine = and_(JOBS.c.state == "running", JOBS.c.worker == worker)
     row = connection.execute(select(JOBS).where(mine).with_for_update()).first()
     if row is None:
-        in_time = or_(JOBS.c.deadline.is_(None), JOBS.c.deadline > now)
-        order = (JOBS.c.priority.desc(), JOBS.c.turn, JOBS.c.number)
-        queued = select(JOBS).where(JOBS.c.state == "queued", in_time).order_by(*order).limit(1)
-        row = connection.execute(queued.with_for_update(skip_locked=True)).one_or_none()
-        if row is None:
+        job = _next(connection, now)
+        if job is None:
             return None
-        job = job_from(row)
         attempt, tries = job.attempt + 1, job.tries + 1
     else:
         # A worker has one job: the answer to its claim, or to its last finish, was lost.
@@ -48,6 +44,44 @@ def claim(connection: Connection, worker: str, rules: Rules) -> Claim | None:
     }
     connection.execute(update(JOBS).where(JOBS.c.number == job.number).values(values))
     return Claim(job.number, attempt, worker, job.plan)
+
+
+def _queued(query: Select[Any]) -> Select[Any]:
+    """The queued jobs whose tokens have less running than they may."""
+    running = (
+        select(JOBS.c.token, func.count().label("number")).where(JOBS.c.state == "running").group_by(JOBS.c.token)
+    ).subquery()
+    may = or_(JOBS.c.most_running.is_(None), func.coalesce(running.c.number, 0) < JOBS.c.most_running)
+    return query.select_from(JOBS.outerjoin(running, running.c.token == JOBS.c.token)).where(
+        JOBS.c.state == "queued", may
+    )
+
+
+def _next(connection: Connection, now: float) -> Job | None:
+    """The first queued job that may begin, locked."""
+    in_time = or_(JOBS.c.deadline.is_(None), JOBS.c.deadline > now)
+    order = (JOBS.c.priority.desc(), JOBS.c.turn, JOBS.c.number)
+    passed: list[str] = []
+    while True:
+        first = _queued(select(JOBS)).where(in_time, JOBS.c.token.not_in(passed)).order_by(*order).limit(1)
+        row = connection.execute(first.with_for_update(of=JOBS, skip_locked=True)).one_or_none()
+        if row is None:
+            return None
+        job = job_from(row)
+        if job.most_running is None or _has_place(connection, job, job.most_running):
+            return job
+        passed.append(job.token)
+
+
+def _has_place(connection: Connection, job: Job, most: int) -> bool:
+    """Whether the token has less running than it may; no other claim of it can change that before this one commits.
+
+    While another one is under way the answer is no: who waited for a stopped worker would keep all others waiting.
+    """
+    if not seize(connection, f"running {job.token}"):
+        return False
+    mine = (JOBS.c.token == job.token, JOBS.c.state == "running")
+    return connection.execute(select(func.count()).select_from(JOBS).where(*mine)).scalar_one() < most
 
 
 def own(claim: Claim) -> ColumnElement[bool]:

@@ -92,9 +92,10 @@ class Database:
             if _passing(error):
                 raise StoreUnavailable(f"the database does not answer: {cause}") from error
             raise
-        except json.JSONDecodeError as error:
-            # Only what stands in a row is decoded in a transaction, and it was JSON when it was written.
-            raise _wreck("a row cannot be read") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            # Only what stands in the database is decoded in a transaction (also what its driver says of a damaged
+            # schema), and it was JSON and UTF-8 when it was written.
+            raise _wreck("it cannot be read") from error
 
     def _once(self, kind: str, act: Callable[[Connection], T]) -> T:
         try:
@@ -120,6 +121,14 @@ def serialise(connection: Connection, name: str) -> None:
     """Hold every other transaction of the same name back until this one ends; writers of SQLite already wait."""
     if connection.dialect.name != "sqlite":
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("ltx2 " + name, 0))))
+
+
+def seize(connection: Connection, name: str) -> bool:
+    """As `serialise`, but does not wait: False when another transaction of that name is under way."""
+    if connection.dialect.name == "sqlite":
+        return True
+    key = func.hashtextextended("ltx2 " + name, 0)
+    return bool(connection.execute(select(func.pg_try_advisory_xact_lock(key))).scalar_one())
 
 
 def journal_mode(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
@@ -183,7 +192,8 @@ def _postgres(url: URL) -> Engine:
 
 
 def _check_file(connection: Connection) -> None:
-    found = connection.exec_driver_sql("PRAGMA quick_check").scalar_one()
+    # A file with several wounds has a row for each; the first one is enough.
+    found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
     if found != "ok":
         raise _wreck(found)
 

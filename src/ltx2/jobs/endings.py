@@ -1,4 +1,4 @@
-"""The one way a job ends: state, retention and webhook in the same transaction."""
+"""The one way a job ends: state, retention, quota and webhook in the same transaction."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, update
 
+from ltx2.jobs import quota
 from ltx2.jobs.database import clock
 from ltx2.jobs.job import TRANSITIONS, Ending, Job, Rules
 from ltx2.jobs.outbox import post
@@ -32,5 +33,6 @@ def end(connection: Connection, job: Job, ending: Ending, rules: Rules, worker: 
         "version": JOBS.c.version + 1,
     }
     connection.execute(update(JOBS).where(JOBS.c.number == job.number).values(values))
+    quota.refund(connection, job, ending)
     if job.webhook is not None:
         post(connection, job, ending.state, now)

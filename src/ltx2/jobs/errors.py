@@ -4,6 +4,7 @@ Ltx2Error
 ├── NoSuchJob         not_found             404    unknown, removed, or another token's
 ├── Conflict          idempotency_mismatch  422    the same key or id came with another request
 ├── QueueFull         queue_full            429    too many open jobs, of this token or of all
+├── QuotaExceeded     quota_exceeded        429    the token's megapixel-frames of the last 24 hours are spent
 └── StoreUnavailable  not_ready             503    the database did not answer within the store's patience
     ├── StorageFull   storage_full          503    no room for another row
     └── WrongStore    wrong_store           500    damaged, on a network file system, or of a newer version
@@ -41,6 +42,20 @@ class QueueFull(Ltx2Error):
     def __init__(self, message: str, hint: str, own: bool = False):
         super().__init__(message, hint=hint)
         self.own = own
+
+
+class QuotaExceeded(Ltx2Error):
+    """A token has asked for as much as it may in a day; nothing was written.
+
+    `retry_after`: seconds until this job has room, None when it is larger than the whole limit.
+    """
+
+    code = "quota_exceeded"
+    status = 429
+
+    def __init__(self, message: str, hint: str, retry_after: float | None):
+        super().__init__(message, knob="megapixel_frames", hint=hint)
+        self.retry_after = retry_after
 
 
 class StoreUnavailable(Ltx2Error):

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, or_, select, update
 
+from ltx2.jobs import quota
 from ltx2.jobs.database import clock, serialise
 from ltx2.jobs.endings import end
 from ltx2.jobs.errors import Conflict, NoSuchJob, QueueFull
@@ -22,7 +23,7 @@ def job_from(row: Row[Any]) -> Job:
 def submit(connection: Connection, ask: Ask, id: str, rules: Rules) -> Accepted:  # noqa: A002
     """Accept a job once, however often it is asked for; `id` is the ask's own or the one drawn for it.
 
-    Raises Conflict when the key or id belongs to another request, QueueFull when there is no place.
+    Raises Conflict when the key or id belongs to another request, QueueFull when there is no place, QuotaExceeded.
     """
     # One submit of a token at a time: keys, twins, limits and turns are exact without a retry loop.
     serialise(connection, ask.token)
@@ -33,6 +34,7 @@ def submit(connection: Connection, ask: Ask, id: str, rules: Rules) -> Accepted:
             raise Conflict("this key or id was used for another request", hint="draw a new one, or repeat the request")
         return Accepted(known, replayed=True)
     _check_place(connection, ask, rules)
+    quota.check(connection, ask, now)
     values: dict[str, Any] = {
         "id": id,
         "token": ask.token,
@@ -51,9 +53,11 @@ def submit(connection: Connection, ask: Ask, id: str, rules: Rules) -> Accepted:
         "webhook": ask.webhook,
         "removed": False,
         "created": now,
+        "most_running": ask.running,
     }
-    row = connection.execute(insert(JOBS).values(values).returning(JOBS)).one()
-    return Accepted(job_from(row), replayed=False)
+    job = job_from(connection.execute(insert(JOBS).values(values).returning(JOBS)).one())
+    quota.spend(connection, ask, job)
+    return Accepted(job, replayed=False)
 
 
 def _known(connection: Connection, ask: Ask, id: str, now: float, rules: Rules) -> Job | None:  # noqa: A002

@@ -44,8 +44,9 @@ class Ask:
     """A job to be: the Plan, and the request as it came, whose canonical JSON decides what "the same request" means.
 
     `id` is chosen by the client (None: drawn), `key` an idempotency key; both belong to the token. `deadline` counts
-    in seconds from now. `limit` is the most open jobs that this token may have. `retry` says that the client repeats
-    itself and may not know that it was heard.
+    in seconds from now. `retry` says that the client repeats itself and may not know that it was heard.
+    What this token may have: `limit` open jobs, `running` of them at once (the others wait, and let other tokens pass),
+    `megapixel_frames` in 24 hours (None: without a limit).
     """
 
     token: str
@@ -58,6 +59,8 @@ class Ask:
     webhook: str | None = None
     limit: int | None = None
     retry: bool = False
+    running: int | None = None
+    megapixel_frames: float | None = None
 
     @property
     def digest(self) -> str:
@@ -73,7 +76,7 @@ class Job:
     `number` is the house's own name for it: order of acceptance, folder, never reused. `id` is the client's, unique
     within its token. `attempt` grows with every claim and is the fence; `tries` counts those that ended in a dead
     worker or are under way. `published` is the attempt whose files stand (None: none, or swept). `version` grows with
-    every change. Times are seconds since 1970.
+    every change. `most_running` jobs of its token may run at once (None: any number). Times are seconds since 1970.
     """
 
     number: int
@@ -103,6 +106,7 @@ class Job:
     started: float | None
     finished: float | None
     expires: float | None
+    most_running: int | None = None
 
     @property
     def open(self) -> bool:

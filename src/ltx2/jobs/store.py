@@ -36,7 +36,7 @@ class Store:
     def submit(self, ask: Ask) -> Accepted:
         """Accept a job, or find the one that the same key, id or retry has made before.
 
-        Raises RefusedRequest for an id or key of the wrong form, Conflict and QueueFull.
+        Raises RefusedRequest for an id or key of the wrong form, Conflict, QueueFull and QuotaExceeded.
         """
         if ask.id is not None and not ID.fullmatch(ask.id):
             raise RefusedRequest("id: up to 64 letters, digits, dots, dashes and underscores", knob="id")
@@ -81,7 +81,7 @@ class Store:
 
     def claim(self, worker: str) -> Claim | None:
         """The next job, under a lease; `worker` names one process for its whole life. None when nothing waits."""
-        if not self.database.read(claims.waiting):
+        if not self.database.read(claims.startable):
             return None
         return self.database.write(claims.claim, worker, self.rules)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
 
+from ltx2.jobs import quota
 from ltx2.jobs.claims import requeue
 from ltx2.jobs.database import clock
 from ltx2.jobs.endings import end
@@ -75,6 +76,7 @@ def _forget(connection: Connection, now: float, rules: Rules) -> int:
     old = select(JOBS.c.number).where(*ended, JOBS.c.finished <= now - rules.rows).limit(BATCH)
     sent = (OUTBOX.c.state != "pending", OUTBOX.c.created <= now - rules.rows)
     connection.execute(delete(OUTBOX).where(*sent))
+    quota.forget(connection, now)
     return connection.execute(delete(JOBS).where(JOBS.c.number.in_(old))).rowcount
 
 

@@ -18,9 +18,11 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     insert,
+    inspect,
     select,
     update,
 )
+from sqlalchemy.schema import CreateColumn
 
 from ltx2.jobs.errors import WrongStore
 
@@ -60,6 +62,7 @@ JOBS = Table(
     Column("started", Double),
     Column("finished", Double),
     Column("expires", Double),
+    Column("most_running", Integer),
     UniqueConstraint("token", "id"),
     UniqueConstraint("token", "key"),
     Index("ltx2_jobs_token", "token", "number"),
@@ -106,13 +109,43 @@ TOKENS = Table(
     Column("created", Double, nullable=False),
     Column("expires", Double),
     Column("revoked", Double),
+    Column("running", Integer),
+    Column("megapixel_frames", Double),
     Index("ltx2_tokens_name", "name"),
 )
 
+# Since version 3: what tokens with a daily limit have asked for. Apart from the jobs, which their clients can delete.
+SINCE_3 = MetaData()
+SPENT = Table(
+    "ltx2_spent",
+    SINCE_3,
+    Column("job", BigInteger, primary_key=True, autoincrement=False),
+    Column("token", Text, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("megapixel_frames", Double, nullable=False),
+    Index("ltx2_spent_token", "token", "at"),
+    Index("ltx2_spent_at", "at"),
+)
+LIMITS = (JOBS.c.most_running, TOKENS.c.running, TOKENS.c.megapixel_frames)
+# Whether anything may begin is asked many times a second, and answered from this alone, however long the queue is.
+WAITING = Index("ltx2_jobs_waiting", JOBS.c.state, JOBS.c.token, JOBS.c.most_running)
+
 Step = Callable[[Connection], None]
 
+
+def add_limits(connection: Connection) -> None:
+    """Version 3: limits of running jobs and of megapixel-frames a day. New tables have the columns already."""
+    SINCE_3.create_all(connection)
+    for column in LIMITS:
+        table = column.table.name
+        if column.name not in {found["name"] for found in inspect(connection).get_columns(table)}:
+            what = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {what}")
+    WAITING.create(connection, checkfirst=True)
+
+
 # Each step leads from the version that is its index to the next one; published steps are never changed.
-STEPS: tuple[Step, ...] = (METADATA.create_all, SINCE_2.create_all)
+STEPS: tuple[Step, ...] = (METADATA.create_all, SINCE_2.create_all, add_limits)
 
 
 def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> int:

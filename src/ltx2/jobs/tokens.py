@@ -25,14 +25,16 @@ SCOPES = ("generate", "read", "admin", "metrics")
 USUAL = ("generate", "read")
 WEBHOOK_PREFIX = "whsec_"
 MAX_NAME = 64
+LIMITS = ("limit", "rpm", "running", "megapixel_frames")
 
 
 @dataclass(frozen=True)
 class Token:
     """One token as it is kept. `name` owns jobs; several tokens may have it while one replaces another.
 
-    `limit` is the most open jobs, `rpm` the most new jobs a minute (None: what the service says). Times are seconds
-    since 1970. `webhook_secret` signs the webhooks of the name's jobs.
+    `limit` is the most open jobs, `rpm` the most new jobs a minute (None: what the service says); `running` the most
+    jobs at once, `megapixel_frames` the most in 24 hours (None: no limit). Times are seconds since 1970.
+    `webhook_secret` signs the webhooks of the name's jobs.
     """
 
     id: str
@@ -45,6 +47,8 @@ class Token:
     created: float
     expires: float | None
     revoked: float | None
+    running: int | None = None
+    megapixel_frames: float | None = None
 
     def is_live(self, now: float) -> bool:
         """Whether it opens anything at that time."""
@@ -63,6 +67,13 @@ class Grant:
     limit: int | None = None
     rpm: int | None = None
     seconds: float | None = None
+    running: int | None = None
+    megapixel_frames: float | None = None
+
+    @property
+    def limits(self) -> dict[str, int | float | None]:
+        """The limits by the names that they have in the table of tokens."""
+        return {name: getattr(self, name) for name in LIMITS}
 
 
 def digest_of(secret: str) -> str:
@@ -152,7 +163,7 @@ def _check_grant(name: str, grant: Grant) -> None:
             knob="scopes",
             hint="any of " + ",".join(SCOPES),
         )
-    for knob, number in (("limit", grant.limit), ("rpm", grant.rpm), ("expires", grant.seconds)):
+    for knob, number in (*grant.limits.items(), ("expires", grant.seconds)):
         if number is not None and number <= 0:
             raise RefusedRequest(f"{knob}: {number} lets nothing through", knob=knob, hint="1 or more")
 
@@ -186,7 +197,7 @@ def _add(connection: Connection, name: str, grant: Grant, drawn: dict[str, Any])
         )
     now = clock(connection)
     expires = None if grant.seconds is None else now + grant.seconds
-    values = {"scopes": list(grant.scopes), "limit": grant.limit, "rpm": grant.rpm, "expires": expires}
+    values = {"scopes": list(grant.scopes), "expires": expires, **grant.limits}
     return _insert(connection, {"name": name, "created": now, **values, **drawn})
 
 
@@ -202,7 +213,8 @@ def _rotate(connection: Connection, name: str, grace: float, drawn: dict[str, An
     connection.execute(update(TOKENS).where(live, over).values(expires=now + grace))
     # The new one lives as long as the old one was meant to.
     expires = None if newest.expires is None else now + (newest.expires - newest.created)
-    values = {"scopes": list(newest.scopes), "limit": newest.limit, "rpm": newest.rpm, "expires": expires}
+    limits = {name: getattr(newest, name) for name in LIMITS}
+    values = {"scopes": list(newest.scopes), "expires": expires, **limits}
     return _insert(connection, {"name": name, "created": now, **values, **drawn})
 
 

@@ -19,6 +19,7 @@ from ltx2.jobs.heart import Heart, Pace
 from ltx2.jobs.job import CANCELLED, LATE, Claim, Ending
 from ltx2.jobs.shelf import Shelf
 from ltx2.jobs.store import Store
+from ltx2.spec.discretion import discreet, told
 from ltx2.spec.errors import GenerationFailed, Ltx2Error
 from ltx2.spec.events import Event, Finished, Progress
 from ltx2.spec.plan import Plan
@@ -115,7 +116,7 @@ class Worker:
         finished = self._watch(self.engine(plan, draft), heart, stop)
         warnings = (*finished.warnings, *self.inspect(plan, draft))
         published = self.shelf.publish(claim)
-        result: dict[str, Any] = asdict(finished) | published | {"warnings": list(warnings)}
+        result: dict[str, Any] = asdict(finished) | published | {"warnings": [discreet(line) for line in warnings]}
         del result["path"]
         return Ending("done", result=result)
 
@@ -144,10 +145,12 @@ class Worker:
 
 
 def failure(error: Exception) -> Ending:
-    """How a job ends that raised `error`; the message of an unforeseen one stays in the log, for it may name paths."""
+    """How a job ends that raised `error`; what its client is not to read of it stays in the log."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Ending.of("failed", "storage_full", "there was no room for the video")
+    message = told(error)
+    if message != str(error):
+        LOG.error("a job broke", exc_info=error)
     if isinstance(error, Ltx2Error):
-        return Ending.of("failed", error.code, str(error))
-    LOG.error("a job broke", exc_info=error)
+        return Ending.of("failed", error.code, message)
     return Ending.of("failed", "internal", f"the worker broke: {type(error).__name__}")

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.doors.http.fixtures import address, api, app, made, place, shared_api, shared_place
+from tests.jobs.conftest import server
 
-__all__ = ["address", "api", "app", "made", "place", "shared_api", "shared_place"]
+__all__ = ["address", "api", "app", "made", "place", "server", "shared_api", "shared_place"]

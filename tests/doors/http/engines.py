@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ltx2.spec.errors import CheckpointError
 from ltx2.spec.events import Event, Finished, Progress
 from ltx2.spec.plan import Plan
 
@@ -30,6 +31,32 @@ def quick(options: Mapping[str, Any]) -> Generate:
         yield Finished(out, plan.seed, steps * STEP, 0)
 
     return generate
+
+
+SECRET = "/secret/place"
+PLANTED: dict[str, Exception] = {
+    "checkpoint": CheckpointError(f"{SECRET}/x.safetensors: a key is missing", hint=f"look into {SECRET}"),
+    "file": FileNotFoundError(2, "No such file or directory", f"{SECRET}/out.mp4"),
+    "text": RuntimeError(f'Traceback (most recent call last):\n  File "{SECRET}/x.py", line 3\nhf_{"s" * 30}'),
+}
+
+
+def planted(options: Mapping[str, Any]) -> Generate:
+    """Fails as the prompt says, with words that no client may read; or leaves them in a warning."""
+
+    def generate(plan: Plan, out: Path) -> Generator[Event, None, None]:
+        if plan.prompt in PLANTED:
+            raise PLANTED[plan.prompt]
+        yield Progress("stage 1", 1, 1)
+        out.write_text(plan.prompt)
+        yield Finished(out, plan.seed, STEP, 0, {}, (f"slow: {SECRET}/kernel.cu does not compile",))
+
+    return generate
+
+
+def unloadable(options: Mapping[str, Any]) -> Generate:
+    """Never starts, and says why."""
+    raise PLANTED["checkpoint"]
 
 
 def dead(options: Mapping[str, Any]) -> Generate:

@@ -47,6 +47,7 @@ def test_B20_requests_from_the_document(fuzzed: TestClient) -> None:
     for operation, share in zip(operations, shares, strict=True):
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             seen += fuzz(fuzzed, operation, mode, max(1, each * share))
+    print(f"\n{sum(seen.values())} requests:", dict(sorted(seen.items())))
     assert sum(seen.values()) >= CASES, seen
     assert seen[200] > CASES / 20 and seen[400] > CASES / 10, seen
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -130,6 +133,42 @@ def test_G5_slow_heads_and_idle_connections_hold_nobody_up(place: Studio, monkey
         stop.set()
         for each in [*idle, slow]:
             each.close()
+
+
+@pytest.mark.slow
+def test_G5_ten_thousand_idle_connections_hold_nobody_up(place: Studio) -> None:
+    script = """
+import socket, sys, time
+host, port = sys.argv[1].rsplit(":", 1)
+idle = []
+for number in range(10_000):
+    idle.append(socket.create_connection((host, int(port)), timeout=60))
+print(len(idle), flush=True)
+sys.stdin.read()
+"""
+    with served(place) as address, httpx.Client() as client:
+        words = [sys.executable, "-c", script, address.removeprefix("http://")]
+        crowd = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert crowd.stdout
+        try:
+            times, here, closed = list[float](), False, 0
+            while not here or len(times) < 200:
+                begun = time.monotonic()
+                try:
+                    assert client.get(f"{address}/livez").status_code == 200
+                except httpx.TransportError:
+                    # It was the one that had been idle longest; clients connect again.
+                    closed += 1
+                times.append(time.monotonic() - begun)
+                here = here or bool(select.select([crowd.stdout], [], [], 0)[0])
+            assert crowd.stdout.readline() == "10000\n"
+            p50, p99 = (sorted(times)[int(share * len(times))] for share in (0.5, 0.99))
+            print(f"/livez: p50 {p50:.4f} s, p99 {p99:.4f} s of {len(times)}, {closed} closed")
+            assert p99 < 5.0 and closed < 5
+            assert client.post(f"{address}/v1/videos", json={"prompt": "a cat"}, headers=ANN).status_code == 200
+        finally:
+            crowd.kill()
+            crowd.wait()
 
 
 def test_G11_a_proxy_is_believed_only_when_it_is_trusted(place: Studio) -> None:

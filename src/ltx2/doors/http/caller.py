@@ -29,8 +29,9 @@ class Unauthorized(Ltx2Error):
 class Caller:
     """Someone with a token. `name` owns the jobs (the `token` of Ask and Job); `key` is the id of the token itself.
 
-    `limit` is the most open jobs, `rpm` the most new jobs a minute (None: what the service's settings say). A `link` is
-    the bearer of a signed link, who may read that one file.
+    `limit` is the most open jobs, `rpm` the most new jobs a minute (None: what the service's settings say); `running`
+    the most jobs at once and `megapixel_frames` the most in 24 hours (None: any). A `link` is the bearer of a signed
+    link, who may read that one file.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Caller:
     rpm: int | None = None
     key: str = ""
     link: bool = False
+    running: int | None = None
+    megapixel_frames: float | None = None
 
 
 def caller_of(request: Request) -> Caller:

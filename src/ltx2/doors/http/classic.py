@@ -22,14 +22,13 @@ from ltx2.doors.http.schemas import Asked, FaultEnvelope
 from ltx2.doors.http.submit import Submission, accept
 from ltx2.doors.http.videos import shown
 from ltx2.jobs.job import Job
-from ltx2.spec.card import Card
 from ltx2.spec.errors import RefusedRequest
-from ltx2.spec.plan import DEFAULT_PRESET, Plan
+from ltx2.spec.plan import Plan
 from ltx2.spec.presets import preset
+from ltx2.spec.shapes import original
 
 router = APIRouter(tags=["original"])
 LONGEST_WAIT = 120
-PRESET = "classic"
 FIELDS = {
     "prompt": "string", "width": "integer", "height": "integer", "num_frames": "integer", "fps": "number",
     "num_inference_steps": "integer", "seed": "integer", "negative_prompt": "string", "model": "string",
@@ -126,20 +125,13 @@ def _text(name: str, value: Any) -> str:
 def _asked(fields: dict[str, str], parts: Parts) -> tuple[dict[str, Any], list[str]]:
     """The fields of the API that mean the same, and what cannot be had on this model."""
     name, card = model_of(Asked.model_construct(model=fields.get("model")), parts.service)
-    row, chosen, warnings = preset(card.family, PRESET), _preset(card), list[str]()
-    sizes = {"width": row.width, "height": row.height, "num_frames": row.frames, "fps": row.fps}
-    asked: dict[str, Any] = {**{knob: str(value) for knob, value in sizes.items()}, **fields, "preset": chosen}
-    if not preset(card.family, chosen).guided and "num_inference_steps" in asked:
+    usual, warnings = original(card), list[str]()
+    usual["num_frames"] = usual.pop("frames")
+    asked: dict[str, Any] = {knob: str(value) for knob, value in usual.items()} | fields
+    if not preset(card.family, usual["preset"]).guided and "num_inference_steps" in asked:
         steps = asked.pop("num_inference_steps")
         warnings.append(f"num_inference_steps: {steps[:16]} was asked, {name} has its own steps")
     return asked, warnings
-
-
-def _preset(card: Card) -> str:
-    """The original recipe, or what a model that cannot follow it was made for."""
-    if card.family in DEFAULT_PRESET:
-        return DEFAULT_PRESET[card.family]
-    return "distilled" if card.kind == "distilled" else PRESET
 
 
 async def _ended(request: Request, parts: Parts, job: Job) -> Job:

@@ -11,7 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from ltx2.jobs.errors import StoreUnavailable
+from ltx2.jobs.errors import QuotaExceeded, StoreUnavailable
+from ltx2.spec.discretion import discreet
 from ltx2.spec.errors import Ltx2Error, RefusedRequest
 
 LOG = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def fault(
 
 def of(error: Ltx2Error) -> JSONResponse:
     """The response of one of our own errors."""
-    status, message = error.status, str(error)
+    status, message = error.status, discreet(str(error))
     if isinstance(error, RefusedRequest) and status == 422:
         status = 400
     if isinstance(error, StoreUnavailable):
@@ -56,6 +57,9 @@ def of(error: Ltx2Error) -> JSONResponse:
     wait = getattr(error, "retry_after", None)
     if wait is not None:
         headers["Retry-After"] = str(max(1, min(LONGEST_WAIT, math.ceil(wait))))
+    if isinstance(error, QuotaExceeded) and (wait is None or wait > LONGEST_WAIT):
+        # An SDK that comes back in two minutes would hear the same.
+        headers["x-should-retry"] = "false"
     return fault(status, message, error.code, error.knob, headers)
 
 

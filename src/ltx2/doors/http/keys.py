@@ -99,7 +99,15 @@ class Keyring:
 
 def caller_of(token: Token) -> Caller:
     """The caller that a token makes."""
-    return Caller(token.name, frozenset(cast("tuple[Scope, ...]", token.scopes)), token.limit, token.rpm, token.id)
+    return Caller(
+        token.name,
+        frozenset(cast("tuple[Scope, ...]", token.scopes)),
+        token.limit,
+        token.rpm,
+        token.id,
+        running=token.running,
+        megapixel_frames=token.megapixel_frames,
+    )
 
 
 def _same(one: str, other: str) -> bool:

@@ -14,6 +14,7 @@ from ltx2 import __version__
 from ltx2.doors.http.caller import allowed
 from ltx2.doors.http.service import Service, the_service
 from ltx2.jobs.errors import StoreUnavailable
+from ltx2.spec.discretion import discreet
 
 router = APIRouter(tags=["operations"])
 TheService = Annotated[Service, Depends(the_service)]
@@ -40,14 +41,14 @@ async def readyz(service: TheService) -> JSONResponse:
 
 
 async def trouble(service: Service) -> tuple[str, str] | None:
-    """Why the service is not ready: a word and a sentence; None when it is."""
+    """Why the service is not ready: a word, and a sentence that everybody may read; None when it is."""
     duty = service.duty
     if duty.draining:
         return "draining", "the service was told to stop"
     if duty.defunct:
-        return "defunct", duty.defunct
+        return "defunct", discreet(duty.defunct)
     if duty.waiting:
-        return "waiting", duty.waiting
+        return "waiting", discreet(duty.waiting)
     if await _counts(service) is None:
         return "store", "the job store does not answer"
     return None

@@ -114,6 +114,8 @@ def _asking(decided: Order, sent: Submission, options: dict[str, Any], most: int
         id=sent.id,
         key=sent.headers.get("idempotency-key"),
         limit=sent.caller.limit or most,
+        running=sent.caller.running,
+        megapixel_frames=sent.caller.megapixel_frames,
         # The SDK counts its own retries, and sends no key with them.
         retry=sent.headers.get("x-stainless-retry-count", "0") not in ("", "0"),
         **options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -11,7 +12,9 @@ import modal.exception
 
 from ltx2.jobs.errors import StoreUnavailable
 from ltx2.jobs.job import Ending
+from ltx2.spec.discretion import discreet
 
+LOG = logging.getLogger("ltx2.modal")
 Look = Ending | Literal["open", "expired", "unknown"]
 
 TIMED_OUT = Ending.of("failed", "deadline_exceeded", "the video took longer than a call may take")
@@ -81,6 +84,7 @@ class FunctionCalls:
 
 
 def _reason(what: str, error: Exception) -> str:
-    # One line, and no more than a client can read: a container's traceback stays in its log.
+    # A container's traceback stays in its log; what Modal says before it says nothing of the trouble.
     lines = str(error).strip().splitlines()
-    return f"{what}: {lines[-1][:300]}" if lines else what
+    LOG.warning("%s: %s", what, error)
+    return f"{what}: {discreet(lines[-1])}" if lines else what

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,12 @@ class StoreQueue:
     admit: Callable[[Ask, float], float]
 
     def submit(self, ask: Ask) -> Accepted:
-        """See Store.submit; also raises SpendCapReached and NotDeployed."""
-        accepted = self.store.submit(ask)
+        """See Store.submit; also raises SpendCapReached and NotDeployed.
+
+        How many jobs of a token run at once is for `max_containers` to say: a call that finds nothing to do is over, and
+        nobody would come back for a job that had to wait.
+        """
+        accepted = self.store.submit(replace(ask, running=None))
         if accepted.replayed:
             return accepted
         try:

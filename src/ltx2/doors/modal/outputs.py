@@ -57,7 +57,8 @@ class Outputs:
         try:
             patiently(self.volume.commit, self.pauses)
         except (modal.exception.Error, RuntimeError, OSError) as error:
-            raise GenerationFailed(f"the video could not be stored: {error}") from error
+            LOG.error("the outputs volume takes nothing: %s", error)
+            raise GenerationFailed("the video could not be stored") from None
         with draft.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": draft.stat().st_size, "sha256": digest}

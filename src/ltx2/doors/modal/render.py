@@ -17,6 +17,7 @@ from ltx2.doors.modal.board import Board, Record
 from ltx2.doors.modal.outputs import Outputs
 from ltx2.jobs.job import CANCELLED, CRASHED, EXPIRED, LATE, Ending
 from ltx2.jobs.worker import CRASHED_CODE, Inspect, failure
+from ltx2.spec.discretion import discreet
 from ltx2.spec.errors import GenerationFailed, RefusedRequest
 from ltx2.spec.events import Event, Finished, Progress
 from ltx2.spec.plan import Plan
@@ -116,7 +117,7 @@ class Renderer:
         seconds = time.monotonic() - begun
         result: dict[str, Any] = asdict(finished) | published
         result |= {
-            "warnings": list(warnings),
+            "warnings": [discreet(line) for line in warnings],
             "cost": round(seconds * self.price, 6),
             "currency": "USD",
             "worker": self.name,
