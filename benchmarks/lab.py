@@ -131,12 +131,12 @@ class Lab:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def time(self, work: Callable[[], Any], warm: int = 2, inner: int = 1) -> float:
-        """Median seconds of `work`, done `inner` times between two looks at the clock."""
+    def time(self, work: Callable[[], Any], warm: int = 2, inner: int = 1, once: bool = False) -> float:
+        """Median seconds of `work`, done `inner` times between two looks at the clock; or those of a single take."""
         for _ in range(warm):
             work()
         seconds: list[float] = []
-        for _ in range(self.repeats):
+        for _ in range(1 if once else self.repeats):
             self.sync()
             begin = time.perf_counter()
             for _ in range(inner):

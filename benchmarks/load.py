@@ -92,7 +92,7 @@ def products(lab: Lab, seconds: float) -> None:
                 works["gelu inside"] = partial(torch._addmm_activation, bias, x, weight.t(), use_gelu=True)
             if lab.device.type == "cuda":
                 eight, scale = quantise_rows(weight)
-                works["fp8 rows"] = partial(product, *quantise_rows(x), eight, scale, bias, lab.dtype)
+                works["fp8 rows"] = partial(product, *quantise_rows(x), eight, scale.squeeze(-1), bias, lab.dtype)
             for way, work in works.items():
                 lab.attempt_line(
                     "products", partial(_multiply, lab, seconds, size, name, way, work, (rows, inner, outer))

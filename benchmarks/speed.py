@@ -1,6 +1,7 @@
 """Where the time goes on one GPU, and what each part of the fast path gains, with a check of every number it speeds up.
 
-    python benchmarks/speed.py RESULTS.jsonl [PART ...]      parts: ops attention forward passes profile growth decode write
+    python benchmarks/speed.py RESULTS.jsonl [PART ...]      parts: ops attention forward profile switches decode write growth
+                                                         passes
     python benchmarks/speed.py RESULTS.jsonl --tiny          rehearsal: small networks and sizes, also without a GPU
 
 Weights are random and full-size. Every finished measurement is a line of JSON at once; a part that fails leaves its error
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,9 +28,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ltx2.models.fast import Stage, Twin, attention
+from ltx2.models.fast import Stage, Twin, attention, block
 from ltx2.models.fast.compare import compare
 from ltx2.models.fast.graphs import CudaRecorder, Graphs
+from ltx2.models.fast.lanes import lanes_of
 from ltx2.models.fast.ops import PLAIN, Affine, Ops, Table, choose
 from ltx2.models.holding import quantise_network
 from ltx2.models.velocity import Perturbation, velocities
@@ -41,7 +45,7 @@ FAMILIES = {
     "attention": ("flash", "fmha", "sdpa", "attention", "cudnn_generated"),
     "convolutions": ("conv", "implicit", "dgrad", "fprop"),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "wgmma", "scaled_mm", "splitk", "cublas", "addmm", "bmm"),
-    "fused": ("_residual_norm", "_normalise_heads", "_gate_heads", "_pointwise", "_pad"),
+    "fused": ("_residual_norm", "_normalise_heads", "_quantise_heads", "_largest", "_gate_heads", "_pointwise", "_pad"),
 }
 
 
@@ -195,6 +199,84 @@ def passes(lab: Lab) -> None:
 
 
 @torch.inference_mode()
+def switches(lab: Lab) -> None:
+    """One forward in a graph, with each part of the fast path taken out by itself, bf16 weights and then fp8 ones.
+
+    All forms take turns, so that a card which slows down slows all of them down; each time is the median of its turns.
+    The distance is that from the whole fast path (fp8 attention is lossy, the rest is other sums).
+    """
+    for held in ("bf16", "fp8"):
+        transformer = lab.network("ltx-2", "transformer")
+        if held == "fp8":
+            quantise_network(transformer, "fp8")
+        for size, rows in [(TINY, 2)] if lab.tiny else [(SMALL, 1), (MIDDLE, 1), (MIDDLE, 2), (LARGE, 1)]:
+            lab.attempt_line("switches", partial(_measure_switches, lab, transformer, held, size, rows))
+    # What was quantised is of no use to the other parts.
+    lab.drop()
+
+
+def _measure_switches(lab: Lab, transformer: Any, held: str, size: Size, rows: int) -> None:
+    streams = lab.streams("ltx-2", size, rows)
+    forms, turns = _switched(lab, transformer), lab.repeats
+    if size == LARGE:
+        forms, turns = {name: forms[name] for name in ("whole", "one lane", "fp8 attention") if name in forms}, 2
+    seconds: dict[str, list[float]] = defaultdict(list)
+    results: dict[str, Tensor] = {}
+    # The first evaluations of a form compile, run as they are, and are recorded.
+    for name, (run, around) in forms.items():
+        with around():
+            results[name] = [run(*streams, ())[0][0] for _ in range(3)][-1]
+    for _ in range(turns):
+        for name, (run, around) in forms.items():
+            with around():
+                seconds[name].append(lab.time(partial(run, *streams, ()), warm=1, once=True))
+    for name, spent in seconds.items():
+        lab.write(
+            "switches", weights=held, size=size, rows=rows, form=name, ms=median(spent) * 1e3,
+            least_ms=min(spent) * 1e3, recorded=_recorded(forms[name][0]), **distances(results[name], results["whole"]),
+        )  # fmt: skip
+
+
+def _recorded(stage: Stage) -> bool:
+    return stage.twin.graphs is not None and bool(stage.twin.graphs.recorded)
+
+
+def _switched(lab: Lab, transformer: Any) -> dict[str, tuple[Stage, Callable[[], Any]]]:
+    """Each form of the forward, and what it runs in."""
+    ops = choose(lab.device)
+    made = partial(Twin, transformer, lanes=lanes_of(lab.device))
+    forms: dict[str, tuple[Twin, Callable[[], Any]]] = {
+        "whole": (made(), nullcontext),
+        "one lane": (Twin(transformer), nullcontext),
+        "keys in the main lane": (made(), _keys_in_the_main_lane),
+        "gelu in a kernel": (made(replace(ops, linear_gelu=None)), nullcontext),
+        "q and k in two kernels": (made(replace(ops, normalise_pair=_two_kernels(ops))), nullcontext),
+    }
+    if not attention.no_fp8_attention(lab.device) or lab.tiny:
+        forms["fp8 attention"] = (made(fp8_from=1), nullcontext)
+    return {name: (Stage(twin), around) for name, (twin, around) in forms.items()}
+
+
+@contextmanager
+def _keys_in_the_main_lane() -> Iterator[None]:
+    block.KEYS_ASIDE = False
+    try:
+        yield
+    finally:
+        block.KEYS_ASIDE = True
+
+
+def _two_kernels(ops: Ops) -> Any:
+    def pair(q: Tensor, k: Tensor, weights: Any, table: Table, heads: int, eps: float) -> tuple[Tensor, Tensor]:
+        return (
+            ops.normalise_heads(q, weights[0], table, heads, eps),
+            ops.normalise_heads(k, weights[1], table, heads, eps),
+        )
+
+    return pair
+
+
+@torch.inference_mode()
 def profile(lab: Lab) -> None:
     """Device time of one forward by kernel family, and the number of launches: every mode, then the fastest by size, in
     bf16 and in fp8."""
@@ -312,7 +394,7 @@ def write(lab: Lab) -> None:
 
 PARTS: dict[str, Callable[[Lab], None]] = {
     "ops": ops, "forward": forward, "profile": profile, "attention": attend, "decode": decode, "write": write,
-    "growth": growth, "passes": passes,
+    "switches": switches, "growth": growth, "passes": passes,
 }  # fmt: skip
 
 

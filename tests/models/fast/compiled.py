@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ltx2.models.fast import kernels
+from ltx2.models.fast import head_kernels, kernels
 
 HOPPER = GPUTarget("cuda", 90, 32)
 # Sizes and strides that the launches pass; those of rows are multiples of 16.
@@ -19,13 +19,16 @@ ALIGNED = (
     "level_0",
     "row_1",
     "level_1",
-    "stride_batch",
-    "stride_token",
     "logits_row",
+    *(f"{prefix}{name}_{n}" for prefix in ("", "out_") for name in ("batch", "token") for n in (0, 1)),
+    "batch_stride",
+    "token_stride",
+    "out_batch",
 )
 WHOLE = (*ALIGNED, "tokens", "batches", "positions", "frames", "height", "width", "front")
-POINTERS = {"index": "*i32", "rows_0": "*fp32", "rows_1": "*fp32", "scales": "*fp32", "cos": "*fp32", "sin": "*fp32"}
-FP8_OUTPUTS = ("normal_0", "normal_1")
+POINTERS = {"index": "*i32", "largest": "*fp32", "cos": "*fp32", "sin": "*fp32"}
+POINTERS |= dict.fromkeys(("rows_0", "rows_1", "scales", "scales_0", "scales_1"), "*fp32")
+FP8_OUTPUTS = ("normal_0", "normal_1", "out_0", "out_1")
 
 
 def main() -> None:
@@ -41,16 +44,25 @@ def main() -> None:
             }
             show(
                 kernels._residual_norm,
-                {**constants, "AFFINE_0": True, "AFFINE_1": targets == 2, "QUANTISE": fp8},
+                {
+                    **constants,
+                    "AFFINE_0": True,
+                    "AFFINE_1": targets == 2,
+                    "READS_0": 2 * fp8,
+                    "READS_1": int(fp8),
+                },
                 8,
                 fp8,
             )
         gates = {"HEADS": 32, "WIDTH": 128, "BLOCK_HEADS": 32, "BLOCK_WIDTH": 128, "QUANTISE": fp8}
-        show(kernels._gate_heads, gates, 8, fp8)
+        show(head_kernels._gate_heads, gates, 8, fp8)
         show(kernels._pointwise, {"DIM": 16384, "BLOCK": 16384, "GELU": True, "QUANTISE": fp8}, 16, fp8)
-    for half in (64, 32):
+    for half, pair, fp8 in ((64, True, False), (64, True, True), (32, False, False)):
         heads = {"DIM": 64 * half, "HALF": half, "ROTATES": half == 64, "BLOCK_HEADS": 32, "BLOCK_HALF": half}
-        show(kernels._normalise_heads, heads, 8, False)
+        show(head_kernels._normalise_heads, {**heads, "PAIR": pair, "QUANTISE": fp8}, 8, fp8)
+    heads = {"HEADS": 32, "WIDTH": 128, "BLOCK_HEADS": 32, "BLOCK_WIDTH": 128}
+    show(head_kernels._quantise_heads, heads, 8, True)
+    show(head_kernels._largest, {**heads, "TOKENS": head_kernels.TOKENS}, 8, False)
     for channels, normalises in ((128, True), (1024, False)):
         padding = {
             "CHANNELS": channels,
@@ -65,11 +77,13 @@ def main() -> None:
 def show(kernel: Any, constants: dict[str, Any], warps: int, fp8: bool) -> None:
     """Compile, and say whether rows are stored sixteen bytes at a time."""
     names = [parameter.name for parameter in kernel.params]
-    types = {name: _type(name, name in constants, fp8 and "out" in names and name == "out") for name in names}
+    types = {name: _type(name, name in constants) for name in names}
     if fp8:
-        types |= {name: "*fp8e4nv" for name in FP8_OUTPUTS if name in types}
+        types |= {name: "*fp8e4nv" for name in (*FP8_OUTPUTS, "out") if types.get(name) == "*bf16"}
         if kernel is kernels._residual_norm:
             types["out"] = "*bf16"
+    if kernel is head_kernels._largest:
+        types["out"] = "*i32"
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(names)
@@ -84,11 +98,9 @@ def show(kernel: Any, constants: dict[str, Any], warps: int, fp8: bool) -> None:
     print(kernel.__name__, constants, "wide" if wide else "narrow")
 
 
-def _type(name: str, constant: bool, fp8: bool) -> str:
+def _type(name: str, constant: bool) -> str:
     if constant:
         return "constexpr"
-    if fp8:
-        return "*fp8e4nv"
     return "fp32" if name == "eps" else "i32" if name in WHOLE else POINTERS.get(name, "*bf16")
 
 

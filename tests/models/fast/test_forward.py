@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -96,3 +97,25 @@ def test_guidance_passes_equal_the_slow_ones(version: str, weak: str, levels: bo
         for one, other in zip(pair, expected, strict=True):
             assert one.shape == other.shape
             assert _relative(one, other) <= TOLERANCE
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@torch.inference_mode()
+def test_rows_that_differ_in_their_text_alone_share_the_first_self_attention(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformer = _small(version)
+    video, audio = _random_streams(transformer, 2, True)
+    stage, seen = Stage(Twin(transformer)), []
+    for block in stage.twin.forward.blocks:
+        own = block.video.own
+        monkeypatch.setattr(block.video, "own", lambda n, *given, own=own: (seen.append(len(n)), own(n, *given))[1])
+    [shared] = stage(video, audio)
+    blocks = len(stage.twin.forward.blocks)
+    assert seen == [1, *[2] * (blocks - 1)]
+    # Rows that are not one row expanded are computed one by one, to the same result.
+    apart = [replace(side, latent=side.latent.clone()) for side in (video, audio)]
+    [both] = stage(*apart)
+    assert seen[blocks:] == [2] * blocks
+    for one, other in zip(shared, both, strict=True):
+        assert one.shape == other.shape and _relative(one, other) <= TOLERANCE

@@ -128,6 +128,36 @@ def test_the_number_of_recordings_is_bounded() -> None:
     assert recorder.recorded == 4
 
 
+@torch.inference_mode()
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    def refuses(_work: Callable[[], Any]) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs = Graphs(refuses)
+    results = [
+        float(graphs.run("k", lambda x, y: x + y, torch.tensor(float(n)), torch.tensor(1.0), Someone()))
+        for n in range(5)
+    ]
+    assert results == [1, 2, 3, 4, 5]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "not permitted" in caplog.text
+
+
+@torch.inference_mode()
+def test_a_recording_that_runs_out_of_memory_is_no_refusal() -> None:
+    def runs_out(_work: Callable[[], Any]) -> Any:
+        raise torch.OutOfMemoryError("no more")
+
+    graphs = Graphs(runs_out)
+
+    def run() -> Any:
+        return graphs.run("k", lambda x, y: x + y, torch.tensor(1.0), torch.tensor(1.0), Someone())
+
+    run()
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            run()
+
+
 @pytest.mark.gpu
 @torch.inference_mode()
 def test_graphs_replay_exactly_what_runs_without_them() -> None:
@@ -143,3 +173,4 @@ def test_graphs_replay_exactly_what_runs_without_them() -> None:
     for run in runs[1:]:
         for pair, first in zip(run, runs[0], strict=True):
             assert all(torch.equal(one, other) for one, other in zip(pair, first, strict=True))
+    assert stage.twin.graphs and len(stage.twin.graphs.recorded) == 1

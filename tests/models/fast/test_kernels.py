@@ -38,4 +38,5 @@ def test_kernels_compile_for_hopper_with_wide_loads() -> None:
 @pytest.mark.slow
 def test_a_whole_evaluation_and_decode_equal_the_slow_ones() -> None:
     lines = _run("tests.models.fast.interpreted", interpreted=True)
-    assert len(lines) == 3 and all(float(line.split()[1]) <= 1e-5 for line in lines)
+    bounds = {"lossy": 1e-3}
+    assert len(lines) == 5 and all(float(line.split()[-1]) <= bounds.get(line.split()[0], 1e-5) for line in lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as functional
@@ -22,11 +24,11 @@ def test_kernels_equal_their_twins_on_the_gpu() -> None:
 def test_a_wrong_kernel_is_found() -> None:
     """The comparison compares: an implementation that forgets the shift does not pass."""
 
-    def forgetful(h, update, targets, index, eps, quantise=False):
+    def forgetful(h, update, targets, index, eps, reads=False):
         targets = [affine and Affine(affine.scale, affine.shift * 0) for affine in targets]
-        return ops.residual_norm(h, update, targets, index, eps, quantise)
+        return ops.residual_norm(h, update, targets, index, eps, reads)
 
-    wrong = ops.Ops("wrong", forgetful, ops.normalise_heads, ops.gate_heads, ops.gelu, ops.quantise, ops.pad)
+    wrong = replace(PLAIN, name="wrong", residual_norm=forgetful)
     verdicts = compare(wrong, torch.device("cpu"), torch.float32)
     assert {line.split()[0] for line, good in verdicts if not good} == {"residual_norm"}
 
@@ -65,7 +67,7 @@ def test_quantised_rows_are_within_e4m3_of_their_values() -> None:
 def test_what_is_not_finite_stays_so_when_quantised(bad: float) -> None:
     x = torch.ones(2, 16)
     x[1, 3] = bad
-    values, scales = ops.quantise(x)
+    values, scales, _ = ops.quantise(x)
     product = (values.float() * scales).sum(-1)
     assert torch.isfinite(product[0]) and not torch.isfinite(product[1])
 
@@ -76,3 +78,22 @@ def test_quantised_results_are_the_plain_ones_quantised() -> None:
     assert isinstance(rows, Rows)
     expected = ops.quantise(functional.gelu(x, approximate="tanh"))
     assert torch.equal(rows.values.float(), expected.values.float()) and torch.equal(rows.scales, expected.scales)
+
+
+@pytest.mark.gpu
+def test_a_gelu_in_the_products_last_step_is_the_tanh_form_and_no_farther_from_it() -> None:
+    from ltx2.models.fast.kernels import TRITON
+
+    draw = torch.Generator("cuda").manual_seed(0)
+    x, weight = (
+        torch.randn(*shape, generator=draw, device="cuda").bfloat16() for shape in ((2, 1248, 4096), (16384, 4096))
+    )
+    weight, bias = weight / 64, torch.randn(16384, generator=draw, device="cuda").bfloat16()
+    wide = functional.linear(x.double(), weight.double(), bias.double())
+    exact = functional.gelu(wide, approximate="tanh")
+    assert TRITON.linear_gelu is not None and PLAIN.linear_gelu is not None
+    ours = TRITON.linear_gelu(x, weight, bias)
+    apart = float((PLAIN.linear_gelu(x, weight, bias).double() - exact).norm())
+    assert ours.shape == exact.shape and float((ours.double() - exact).norm()) <= 1.01 * apart
+    for _ in range(5):
+        assert torch.equal(TRITON.linear_gelu(x, weight, bias), ours)

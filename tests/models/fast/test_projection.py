@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ltx2.models.fast import projection
-from ltx2.models.fast.ops import PLAIN
+from ltx2.models.fast.ops import PLAIN, Reads
 from ltx2.models.fast.projection import Added, Grouped, Joined, JoinedRows, Loose, project
 from ltx2.models.lora import LowRank
 from ltx2.models.precision import Fp8Linear, quantise_rows
@@ -80,6 +80,18 @@ def test_a_run_time_lora_is_added_to_its_layer() -> None:
     assert isinstance(made, Added) and isinstance(made.base, Joined)
 
 
+def test_a_run_time_lora_of_an_fp8_layer_reads_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "_in_rows", lambda layer: isinstance(layer, Fp8Linear))
+    plain = _layers(16, 32)
+    layers = [LowRank(_fp8(plain[0]), [(torch.randn(3, 16), torch.randn(16, 3), 0.5)]), _fp8(plain[1])]
+    made = project(layers)
+    assert isinstance(made, Added) and made.reads == Reads.BOTH
+    rows = PLAIN.quantise(X)._replace(plain=X)
+    for first in (0, 1):
+        for ours, theirs in zip(made(rows, PLAIN, first), made(X, PLAIN, first), strict=True):
+            assert torch.equal(ours, theirs)
+
+
 def test_fp8_layers_on_a_cpu_keep_their_exact_path() -> None:
     layers = [_fp8(layer) for layer in _layers(16, 16)]
     assert isinstance(_check(layers), Loose)
@@ -90,7 +102,7 @@ def test_fp8_layers_share_one_quantised_input(monkeypatch: pytest.MonkeyPatch) -
     plain = _layers(16, 32, 4)
     layers = [_fp8(plain[0]), _fp8(plain[1])]
     made = project(layers)
-    assert isinstance(made, JoinedRows) and made.quantised
+    assert isinstance(made, JoinedRows) and made.reads == Reads.ROWS
     rows = PLAIN.quantise(X)
     for ours, theirs, exact in zip(made(rows, PLAIN), made(X, PLAIN), plain, strict=False):
         assert torch.equal(ours, theirs)
@@ -99,8 +111,8 @@ def test_fp8_layers_share_one_quantised_input(monkeypatch: pytest.MonkeyPatch) -
         assert float((ours - wanted).norm() / wanted.norm()) < 0.06
     assert torch.equal(made(X, PLAIN, first=1)[0], made(X, PLAIN)[1])
     mixed = project([*layers, plain[2]])
-    assert isinstance(mixed, Grouped) and not mixed.quantised
-    for first in range(3):
-        pieces = mixed(X, PLAIN, first)
+    assert isinstance(mixed, Grouped) and mixed.reads == Reads.BOTH
+    for first, given in ((first, given) for first in range(3) for given in (X, rows._replace(plain=X))):
+        pieces = mixed(given, PLAIN, first)
         assert torch.equal(pieces[-1], plain[2](X))
         assert [piece.shape[-1] for piece in pieces] == [16, 32, 4][first:]

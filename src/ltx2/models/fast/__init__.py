@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ltx2.models.fast import decoder
-from ltx2.models.fast.attention import preferring
+from ltx2.models.fast.attention import FP8_TOKENS, preferring
 from ltx2.models.fast.forward import Forward, unsupported
 from ltx2.models.fast.graphs import CudaRecorder, Graphs
+from ltx2.models.fast.lanes import ONE, Lanes
 from ltx2.models.fast.ops import Ops, choose, no_kernels
 from ltx2.models.fast.stage import Constant, given, same_stage
 from ltx2.models.velocity import Perturbation, Stream, velocities
@@ -30,14 +31,15 @@ Passes = Callable[[Stream, Stream, Sequence[Perturbation]], list[tuple[Tensor, T
 """Velocities of the plain pass over all rows of (video, audio), then of each weak pass over the first row."""
 
 
-def passes(transformer: nn.Module, fast: bool = True) -> Passes:
+def passes(transformer: nn.Module, fast: bool = True, fp8_attention: bool = False) -> Passes:
     """The guidance passes of one stage: the fast ones, or, said aloud, the slow ones where those cannot be.
 
-    To be asked anew for every stage and after every change of weights: text keys are remembered in between.
+    To be asked anew for every stage and after every change of weights: text keys are remembered in between. With
+    `fp8_attention`, which is lossy, the video's self-attention from FP8_TOKENS tokens on is in fp8, in the fast passes.
     """
     reason = unsupported(transformer) if fast else "it was asked for"
     if reason is None:
-        return Stage(_twin(transformer))
+        return Stage(_twin(transformer, FP8_TOKENS if fp8_attention else None))
     forget(transformer)
     if fast:
         log.warning("the transformer takes its slow path: %s", reason)
@@ -69,6 +71,13 @@ def slow_paths(transformer: nn.Module, vae: nn.Module, device: torch.device) -> 
     return tuple(f"{what}: {reason}" for what, reason in found if reason)
 
 
+def lossy_paths(transformer: nn.Module, fp8_attention: bool) -> tuple[str, ...]:
+    """How a video whose passes were asked for with `fp8_attention` differs from an exact one; nothing on the slow path."""
+    if not fp8_attention or unsupported(transformer):
+        return ()
+    return (f"lossy: self-attention of the picture in fp8 from {FP8_TOKENS} tokens on, as asked (attention)",)
+
+
 def forget(network: nn.Module) -> bool:
     """Drop what the fast path keeps of a network: joined weights, graphs with their pool and text keys.
 
@@ -79,11 +88,23 @@ def forget(network: nn.Module) -> bool:
 
 
 class Twin:
-    """A transformer's fast forward and its graphs, kept as long as the transformer lives."""
+    """A transformer's fast forward and its graphs, kept as long as the transformer lives.
 
-    def __init__(self, transformer: Any, ops: Ops | None = None, graphs: Graphs | None = None):
+    To measure without a part: `ops` with `linear_gelu=None` has the GELU in a kernel of its own; and `graphs = None`
+    afterwards records nothing. `lanes=lanes_of(device)` has the audio on a CUDA stream of its own: not by default, for
+    it has been checked operation by operation on a CPU, and never yet run on a GPU.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        ops: Ops | None = None,
+        graphs: Graphs | None = None,
+        lanes: Lanes | None = None,
+        fp8_from: int | None = None,
+    ):
         device = next(transformer.parameters()).device
-        self.forward = Forward(transformer, ops or choose(device))
+        self.forward = Forward(transformer, ops or choose(device), lanes or ONE, fp8_from)
         self.graphs = graphs or (Graphs(CudaRecorder()) if device.type == "cuda" else None)
 
 
@@ -130,12 +151,12 @@ class Stage:
         return self.constant
 
 
-def _twin(transformer: Any) -> Twin:
-    """The transformer's twin, which lives on it and with it; made anew when its weights have moved."""
+def _twin(transformer: Any, fp8_from: int | None = None) -> Twin:
+    """The transformer's twin, which lives on it and with it; made anew when its weights have moved, or for other attention."""
     twin: Twin | None = transformer.__dict__.get(_TWIN)
-    if twin is None or twin.forward.stale():
+    if twin is None or twin.forward.stale() or twin.forward.fp8_from != fp8_from:
         # Dropped first, so that its graphs and joined weights are gone before new ones come.
         forget(transformer)
         del twin
-        transformer.__dict__[_TWIN] = twin = Twin(transformer)
+        transformer.__dict__[_TWIN] = twin = Twin(transformer, fp8_from=fp8_from)
     return twin

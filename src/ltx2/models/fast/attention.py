@@ -1,4 +1,8 @@
-"""Scaled dot-product attention for packed heads, with the backend that is fastest for the sequence on this device."""
+"""Scaled dot-product attention for packed heads, with the backend that is fastest for the sequence on this device.
+
+Attention in fp8 is another matter: it is lossy, and taken only where it is asked for. Queries, keys and values are e4m3,
+with a scale for every head; so are, inside the kernel, the weights after the softmax.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,20 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Measured on one H200: 634 against 641-690 TFLOP/s of cuDNN at 4,992 tokens, 702 against 624 at 24,576.
-FA3_TOKENS = 16_384
+from ltx2.models.fast.ops import Heads
+from ltx2.models.precision import FP8
+from ltx2.spec.errors import RefusedRequest
+
+# Under sustained load on one H200, TFLOP/s of fa3-fwd against cuDNN: 640 against 590 at 4,992 tokens, 680 against 601 at
+# 24,576; at 1,248 cuDNN needs a tenth less time.
+FA3_TOKENS = 4_096
+# From here on self-attention of the video is in fp8, where that is asked for: 860 and 901 TFLOP/s at the same sizes.
+FP8_TOKENS = 4_096
+HOPPER = 9
 ORDER = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# The weights of a softmax are multiplied by this before they become e4m3, so that small ones are kept.
+_WEIGHTS = 256.0
+_QUERIES = 512
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -23,12 +38,67 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
     No mask: every token is real. Rows may be strided, as parts of a wider projection are.
     """
-    flash = _flash_3(q, k)
+    flash = flash_3() if takes_flash_3(q.device, q.dtype, min(q.shape[1], k.shape[1])) else None
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in (q, k, v))
     if flash is not None:
         return flash(q, k, v).flatten(2)
     result = functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return result.transpose(1, 2).flatten(2)
+
+
+def attend_in_fp8(parts: Heads, dtype: torch.dtype) -> Tensor:
+    """As `attend` of what `parts` stand for, [B, T, H*d] in `dtype`, with the softmax's weights in e4m3 as well."""
+    if parts.q.device.type != "cuda":
+        return attend_as_fp8(parts, dtype)
+    flash = flash_3()
+    heads = parts.scales[0].shape[1]
+    q, k, v = (part.unflatten(-1, (heads, -1)) for part in parts[:3])
+    of_q, of_k, of_v = parts.scales
+    return flash(q, k, v, q_descale=of_q, k_descale=of_k, v_descale=of_v).flatten(2).to(dtype)
+
+
+def attend_as_fp8(parts: Heads, dtype: torch.dtype) -> Tensor:
+    """The plain twin of `attend_in_fp8`: float32 sums over the same e4m3 values."""
+    q, k, v = (
+        (part.unflatten(-1, (scale.shape[1], -1)).float() * scale[:, None, :, None]).transpose(1, 2)
+        for part, scale in zip(parts[:3], parts.scales, strict=True)
+    )
+    results: list[Tensor] = []
+    for some in q.split(_QUERIES, dim=2):
+        scores = some @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        rounded = (weights * _WEIGHTS).to(FP8).float() / _WEIGHTS
+        results.append(rounded @ v / weights.sum(-1, keepdim=True))
+    return torch.cat(results, dim=2).transpose(1, 2).flatten(2).to(dtype)
+
+
+def no_fp8_attention(device: torch.device) -> str | None:
+    """Why there can be no attention in fp8 on this device; None where there can."""
+    if device.type != "cuda":
+        return "only GPUs have fp8 units"
+    if torch.cuda.get_device_capability(device)[0] != HOPPER:
+        return f"{torch.cuda.get_device_name(device)} is no Hopper GPU (compute capability 9.0)"
+    missing = [name for name in ("fa3_fwd_interface", "triton") if importlib.util.find_spec(name) is None]
+    package = {"fa3_fwd_interface": "fa3-fwd", "triton": "triton"}
+    return f"the package {package[missing[0]]} is not installed" if missing else None
+
+
+def check_attention(name: str, device: torch.device, fast: bool = True) -> None:
+    """Raise RefusedRequest where attention cannot be as a machine's settings name it."""
+    if name != "fp8":
+        return
+    reason = "LTX2_FAST=off takes the plain path, which has none" if not fast else no_fp8_attention(device)
+    if reason:
+        raise RefusedRequest(f"attention: no fp8 here: {reason}", knob="attention", hint="auto works, and is exact")
+
+
+def backend(device: torch.device, dtype: torch.dtype, tokens: int, fp8: bool = False) -> str:
+    """The name of what self-attention over `tokens` runs on, for reports."""
+    if fp8 and tokens >= FP8_TOKENS:
+        return "fa3-fwd in fp8" if device.type == "cuda" else "plain fp8"
+    if takes_flash_3(device, dtype, tokens):
+        return "fa3-fwd"
+    return "torch, cuDNN first" if device.type == "cuda" else "torch"
 
 
 @contextmanager
@@ -41,11 +111,11 @@ def preferring(device: torch.device, order: list[SDPBackend] | None = None) -> I
         yield
 
 
-def _flash_3(q: Tensor, k: Tensor) -> Any:
-    """FlashAttention 3, where its wheel `fa3-fwd` is installed and the sequence is long enough to gain."""
-    if q.device.type != "cuda" or q.dtype != torch.bfloat16 or min(q.shape[1], k.shape[1]) < FA3_TOKENS:
-        return None
-    return flash_3() if torch.cuda.get_device_capability(q.device)[0] == 9 else None
+def takes_flash_3(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
+    """Whether FlashAttention 3 is there (its wheel is `fa3-fwd`), and the sequence long enough to gain by it."""
+    if device.type != "cuda" or dtype != torch.bfloat16 or tokens < FA3_TOKENS:
+        return False
+    return torch.cuda.get_device_capability(device)[0] == HOPPER and flash_3() is not None
 
 
 @cache

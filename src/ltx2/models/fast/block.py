@@ -7,14 +7,16 @@ branch, normalising and modulating for the next reader is always one operation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ltx2.models.fast.attention import attend
+from ltx2.models.fast.attention import attend, attend_in_fp8
+from ltx2.models.fast.lanes import Lanes, both
 from ltx2.models.fast.modulation import Modulation
-from ltx2.models.fast.ops import Affine, Ops, Rows, Table
-from ltx2.models.fast.projection import Projection, project
+from ltx2.models.fast.ops import Affine, Ops, Reads, Rows, Table, norm_scales
+from ltx2.models.fast.projection import Joined, Projection, project
 
 
 class Stream(NamedTuple):
@@ -29,6 +31,16 @@ class TextKeys(NamedTuple):
 
     k: Tensor
     v: Tensor
+
+
+Attended = tuple[Tensor, Tensor]
+"""The residual [B, T, D] after self-attention, and what text attention adds to it."""
+Prepared = tuple[Tensor, Tensor | Rows, "Tensor | Rows | TextKeys"]
+"""For the exchange: the residual, the stream as queries, and what the other looks at: keys and values, or their input."""
+
+# The video's keys for the audio are a large product that the video itself does not need: beside its other work, it fills
+# the last waves of that (at 1,248 tokens a product of 4,096 columns leaves two fifths of an H200 idle).
+KEYS_ASIDE = True
 
 
 class Tables(NamedTuple):
@@ -60,22 +72,34 @@ class Norms:
 
 
 class SelfAttention:
-    """Queries, keys, values and gate logits in one product; perturbed, the values take the attention's place."""
+    """Queries, keys, values and gate logits in one product; perturbed, the values take the attention's place.
 
-    def __init__(self, module: Any):
+    From `fp8_from` tokens on (None: never) the attention is in fp8, which is lossy.
+    """
+
+    def __init__(self, module: Any, fp8_from: int | None = None):
         gate = [module.to_gate_logits] if module.to_gate_logits is not None else []
         self.project = project([module.to_q, module.to_k, module.to_v, *gate])
-        self.norms, self.out, self.gated = _norms(module), project([module.to_out[0]]), bool(gate)
+        self.norms, self.out, self.fp8_from = _norms(module), project([module.to_out[0]]), fp8_from
+        self.scales: tuple[Tensor, Tensor] | None = None
+        if fp8_from is not None:
+            heads = self.norms.heads
+            self.scales = (norm_scales(self.norms.q, heads), norm_scales(self.norms.k, heads))
 
     def __call__(self, n: Tensor | Rows, ops: Ops, table: Table, perturbed: bool) -> Tensor:
         norms = self.norms
         if perturbed:
             v, *gate = self.project(n, ops, first=2)
-            return self.out(_gate(v, gate, ops, self.out.quantised), ops)[0]
+            return self.out(_gate(v, gate, ops, self.out.reads == Reads.ROWS), ops)[0]
         q, k, v, *gate = self.project(n, ops)
-        q = ops.normalise_heads(q, norms.q, table, norms.heads, norms.eps)
-        k = ops.normalise_heads(k, norms.k, table, norms.heads, norms.eps)
-        return self.out(_gate(attend(q, k, v, norms.heads), gate, ops, self.out.quantised), ops)[0]
+        weights = (norms.q, norms.k)
+        if self.scales and self.fp8_from is not None and q.shape[1] >= self.fp8_from:
+            parts = ops.quantise_heads((q, k, v), weights, self.scales, table, norms.heads, norms.eps)
+            seen = attend_in_fp8(parts, v.dtype)
+        else:
+            q, k = ops.normalise_pair(q, k, weights, table, norms.heads, norms.eps)
+            seen = attend(q, k, v, norms.heads)
+        return self.out(_gate(seen, gate, ops, self.out.reads == Reads.ROWS), ops)[0]
 
 
 class CrossAttention:
@@ -95,109 +119,150 @@ class CrossAttention:
         q, *gate = self.query(n, ops)
         q = ops.normalise_heads(q, self.norms.q, table, self.norms.heads, self.norms.eps)
         seen = attend(q, keys.k, keys.v, self.norms.heads)
-        return self.out(_gate(seen, gate, ops, self.out.quantised), ops)[0]
+        return self.out(_gate(seen, gate, ops, self.out.reads == Reads.ROWS), ops)[0]
 
 
 class Half:
     """The layers of one stream in a block: self-attention, text attention, feed-forward."""
 
-    def __init__(self, own: Any, text: Any, feed: Any, eps: float):
-        self.own, self.text, self.eps = SelfAttention(own), CrossAttention(text), eps
+    def __init__(self, own: SelfAttention, text: Any, feed: Any, eps: float):
+        self.own, self.text, self.eps = own, CrossAttention(text), eps
         self.feed_in: Projection = project([feed.net[0].proj])
         self.feed_out: Projection = project([feed.net[2]])
 
     def attend(self, stream: Stream, side: Side, ops: Ops) -> tuple[Tensor, Tensor]:
-        """Self-attention and text attention: the residual after the first, and what the second adds."""
+        """Self-attention and text attention: the residual after the first, and what the second adds.
+
+        A stream of one row becomes as many as there are texts: until here they are all the same.
+        """
         made = side.modulation
         y = self.own(stream.n, ops, side.tables.own, side.perturbed)
         h, (n,) = ops.residual_norm(
-            stream.h, (y, made.own_gate), [made.query], side.index, self.eps, self.text.query.quantised
+            stream.h, (y, made.own_gate), [made.query], side.index, self.eps, self.text.query.reads
         )
-        return h, self.text(n, side.text, ops)
+        rows = len(side.text.k)
+        return _repeat(h, rows), self.text(_repeat_rows(n, rows), side.text, ops)
 
-    def feed(self, stream: Stream, side: Side, ops: Ops, quantise: bool) -> Stream:
+    def feed(self, stream: Stream, side: Side, ops: Ops, reads: Reads) -> Stream:
         """The feed-forward layer, and the norm for the next block (none after the last)."""
-        hidden = ops.gelu(self.feed_in(stream.n, ops)[0], self.feed_out.quantised)
-        y = self.feed_out(hidden, ops)[0]
+        y = self.feed_out(self._hidden(stream.n, ops), ops)[0]
         targets = [] if side.following is None else [side.following]
-        h, results = ops.residual_norm(
-            stream.h, (y, side.modulation.feed_gate), targets, side.index, self.eps, quantise
-        )
+        h, results = ops.residual_norm(stream.h, (y, side.modulation.feed_gate), targets, side.index, self.eps, reads)
         return Stream(h, results[0] if results else h)
+
+    def _hidden(self, n: Tensor | Rows, ops: Ops) -> Tensor | Rows:
+        layer = self.feed_in
+        if (
+            ops.linear_gelu
+            and isinstance(layer, Joined)
+            and layer.bias is not None
+            and self.feed_out.reads == Reads.TENSOR
+        ):
+            assert isinstance(n, Tensor)
+            return ops.linear_gelu(n, layer.weight, layer.bias)
+        return ops.gelu(layer(n, ops)[0], self.feed_out.reads == Reads.ROWS)
 
 
 class Block:
-    """A block of the transformer over the Diffusers module's own weights.
+    """A block of the transformer over the Diffusers module's own weights; `fp8_from` as for the video's `SelfAttention`.
 
-    `reads_rows` says for (video, audio) whether the block wants its input quantised.
+    `reads` says for (video, audio) what the block wants as its input.
     """
 
-    def __init__(self, module: Any):
+    def __init__(self, module: Any, fp8_from: int | None = None):
         eps = module.norm1.eps
-        self.video = Half(module.attn1, module.attn2, module.ff, eps)
-        self.audio = Half(module.audio_attn1, module.audio_attn2, module.audio_ff, eps)
+        self.video = Half(SelfAttention(module.attn1, fp8_from), module.attn2, module.ff, eps)
+        self.audio = Half(SelfAttention(module.audio_attn1), module.audio_attn2, module.audio_ff, eps)
         self.a2v = CrossAttention(module.audio_to_video_attn)
         self.v2a = CrossAttention(module.video_to_audio_attn)
-        self.reads_rows = (self.video.own.project.quantised, self.audio.own.project.quantised)
+        self.reads = (self.video.own.project.reads, self.audio.own.project.reads)
 
     def __call__(
         self,
         streams: tuple[Stream, Stream],
         sides: tuple[Side, Side],
         ops: Ops,
+        lanes: Lanes,
         isolated: bool,
-        quantise: tuple[bool, bool],
+        reads: tuple[Reads, Reads],
     ) -> tuple[Stream, Stream]:
-        """Both streams through the block. `isolated` leaves out the exchange between them; `quantise` says whether
-        the next block wants its inputs quantised."""
-        halves = (self.video, self.audio)
-        added = [half.attend(stream, side, ops) for half, stream, side in zip(halves, streams, sides, strict=True)]
-        streams = self._alone(added, sides, ops) if isolated else self._exchange(added, sides, ops)
-        video, audio = (
-            half.feed(stream, side, ops, rows)
-            for half, stream, side, rows in zip(halves, streams, sides, quantise, strict=True)
-        )
-        return video, audio
+        """Both streams through the block, the video's in the main lane and the audio's in the side lane.
 
-    def _alone(self, added: list[tuple[Tensor, Tensor]], sides: tuple[Side, Side], ops: Ops) -> tuple[Stream, Stream]:
-        video, audio = (
-            self._towards_feed(half, h, (y, side.modulation.query_gate), side, ops)
-            for half, (h, y), side in zip((self.video, self.audio), added, sides, strict=True)
+        `isolated` leaves out the exchange between them; `reads` is what the next block wants as its input.
+        """
+        halves = (self.video, self.audio)
+        between = self._alone if isolated else self._exchange
+        towards = between(
+            both(lanes, *(partial(halves[n].attend, streams[n], sides[n], ops) for n in (0, 1))), sides, ops, lanes
         )
-        return video, audio
+        return both(lanes, *(partial(halves[n].feed, towards[n], sides[n], ops, reads[n]) for n in (0, 1)))
+
+    def _alone(
+        self, added: tuple[Attended, Attended], sides: tuple[Side, Side], ops: Ops, lanes: Lanes
+    ) -> tuple[Stream, Stream]:
+        def towards(half: Half, h: Tensor, y: Tensor, side: Side) -> Stream:
+            return self._towards_feed(half, h, (y, side.modulation.query_gate), side, ops)
+
+        return both(
+            lanes,
+            partial(towards, self.video, *added[0], sides[0]),
+            partial(towards, self.audio, *added[1], sides[1]),
+        )
 
     def _exchange(
-        self, added: list[tuple[Tensor, Tensor]], sides: tuple[Side, Side], ops: Ops
+        self, added: tuple[Attended, Attended], sides: tuple[Side, Side], ops: Ops, lanes: Lanes
     ) -> tuple[Stream, Stream]:
         """Audio looks at video and video at audio, both as they were before the exchange."""
-        (h_video, n_video, k_video), (h_audio, n_audio, k_audio) = (
-            self._towards_exchange(half, h, y, side, ops)
-            for half, (h, y), side in zip((self.video, self.audio), added, sides, strict=True)
+
+        def keys(reader: CrossAttention, asked: Tensor | Rows | TextKeys, side: Side) -> TextKeys:
+            return asked if isinstance(asked, TextKeys) else reader.remember(asked, ops, side.tables.cross)
+
+        def prepare(half: Half, reader: CrossAttention | None, y: Attended, side: Side) -> Prepared:
+            h, asking, asked = self._towards_exchange(half, *y, side, ops)
+            return h, asking, asked if reader is None else keys(reader, asked, side)
+
+        def look(half: Half, reader: CrossAttention, own: Prepared, other: Prepared, n: int) -> Stream:
+            seen = keys(reader, other[2], sides[1 - n])
+            update = (reader(own[1], seen, ops, sides[n].tables.cross), sides[n].modulation.cross_gate)
+            return self._towards_feed(half, own[0], update, sides[n], ops)
+
+        video, audio = both(
+            lanes,
+            partial(prepare, self.video, None if KEYS_ASIDE else self.v2a, added[0], sides[0]),
+            partial(prepare, self.audio, self.a2v, added[1], sides[1]),
         )
-        video, audio = sides
-        to_video = self.a2v(n_video, self.a2v.remember(k_audio, ops, audio.tables.cross), ops, video.tables.cross)
-        to_audio = self.v2a(n_audio, self.v2a.remember(k_video, ops, video.tables.cross), ops, audio.tables.cross)
-        return (
-            self._towards_feed(self.video, h_video, (to_video, video.modulation.cross_gate), video, ops),
-            self._towards_feed(self.audio, h_audio, (to_audio, audio.modulation.cross_gate), audio, ops),
+        lanes.meet(video[2], audio[2])
+        return both(
+            lanes,
+            partial(look, self.video, self.a2v, video, audio, 0),
+            partial(look, self.audio, self.v2a, audio, video, 1),
         )
 
     def _towards_exchange(
         self, half: Half, h: Tensor, y: Tensor, side: Side, ops: Ops
     ) -> tuple[Tensor, Tensor | Rows, Tensor | Rows]:
         made = side.modulation
-        rows = all(reader.quantised for reader in (self.a2v.query, self.a2v.keys, self.v2a.query, self.v2a.keys))
+        looks, shows = (self.a2v, self.v2a) if half is self.video else (self.v2a, self.a2v)
         h, (asking, asked) = ops.residual_norm(
-            h, (y, made.query_gate), [made.from_other, made.to_other], side.index, half.eps, rows
-        )
+            h, (y, made.query_gate), [made.from_other, made.to_other], side.index, half.eps,
+            (looks.query.reads, shows.keys.reads),
+        )  # fmt: skip
         return h, asking, asked
 
     def _towards_feed(
         self, half: Half, h: Tensor, update: tuple[Tensor, Tensor | None], side: Side, ops: Ops
     ) -> Stream:
         targets = [side.modulation.feed]
-        h, (n,) = ops.residual_norm(h, update, targets, side.index, half.eps, half.feed_in.quantised)
+        h, (n,) = ops.residual_norm(h, update, targets, side.index, half.eps, half.feed_in.reads)
         return Stream(h, n)
+
+
+def _repeat(x: Tensor, rows: int) -> Tensor:
+    return x if len(x) == rows else x.expand(rows, -1, -1).contiguous()
+
+
+def _repeat_rows(n: Tensor | Rows, rows: int) -> Tensor | Rows:
+    return n.each(lambda part: _repeat(part, rows)) if isinstance(n, Rows) else _repeat(n, rows)
 
 
 def _norms(module: Any) -> Norms:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltx2.models.fast.ops import PLAIN, Affine, Ops, Rows, Table
+from ltx2.models.fast.ops import PLAIN, Affine, Heads, Ops, Reads, Rows, Table, norm_scales
 
 # Largest differences, relative to the largest value: one rounding of the type, for quantised rows one of e4m3.
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
@@ -54,6 +54,10 @@ def _cases(randn: Any, tokens: int, heads: int, half: int, quantised: bool) -> I
     yield "residual_norm levels", (h, (y, many[0]), [Affine(many[1], many[2])], index, eps, quantised)
     two = [Affine(many[1], many[2]), Affine(many[3], many[4])]
     yield "residual_norm two", (h, (y, one[0]), two, index, eps, quantised)
+    if quantised:
+        each = (Reads.BOTH, Reads.TENSOR)
+        yield "residual_norm both", (h, (y, one[0]), two, index, eps, each)
+        yield "residual_norm rows", (h, (y, one[0]), two, index, eps, each[::-1])
     yield "residual_norm bare", (h, (y, None), [None], None, eps, quantised)
     yield "residual_norm enter", (h, None, [Affine(one[1], one[2])], None, eps, quantised)
     yield "gelu", (randn(rows, tokens, width) * 3, quantised)
@@ -71,6 +75,15 @@ def _cases(randn: Any, tokens: int, heads: int, half: int, quantised: bool) -> I
     weight, table = 1 + randn(width) / 8, Table(angles.cos(), angles.sin())
     yield "normalise_heads turn", (packed[..., width : 2 * width], weight, table, heads, eps)
     yield "normalise_heads bare", (packed[..., :width], weight, None, heads, eps)
+    parts, weights = packed[..., : 3 * width].split(width, -1), (weight, weight.flip(0))
+    yield "normalise_pair", (*parts[:2], weights, table, heads, eps)
+    scales = (norm_scales(weights[0], heads), norm_scales(weights[1], heads))
+    # More tokens than one program looks at for the largest value.
+    many = tokens + 16
+    parts, angles = randn(rows, many, 3 * width).split(width, -1), torch.rand(many, heads, half, device=h.device) * 6
+    yield "quantise_heads", (parts, weights, scales, Table(angles.cos(), angles.sin()), heads, eps)
+    layer = randn(5, width) / width**0.5
+    yield "linear_gelu", (h, layer, randn(5))
 
 
 def _distance(ours: Tensor | Rows, theirs: Tensor | Rows) -> float:
@@ -92,8 +105,16 @@ def _distance(ours: Tensor | Rows, theirs: Tensor | Rows) -> float:
 
 
 def _flat(result: Any) -> list[Tensor | Rows]:
+    if isinstance(result, Rows) and result.plain is not None:
+        return [result._replace(plain=None), result.plain]
     if isinstance(result, Tensor | Rows):
         return [result]
+    if isinstance(result, Heads):
+        heads = result.scales[0].shape[1]
+        return [
+            Rows(part.unflatten(-1, (heads, -1)), scale[:, None, :, None])
+            for part, scale in zip(result[:3], result.scales, strict=True)
+        ]
     return [part for item in result for part in _flat(item)]
 
 

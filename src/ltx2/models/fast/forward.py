@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from ltx2.models.fast.block import Block, Side, Tables, TextKeys
 from ltx2.models.fast.block import Stream as Carried
+from ltx2.models.fast.lanes import ONE, Lanes
 from ltx2.models.fast.modulation import Modulation, Steps, audio_embedders, text_modulations, video_embedders
-from ltx2.models.fast.ops import Affine, Ops, spread
-from ltx2.models.fast.stage import Constant, Given, Pair, levels, one_row, shared_positions, table
+from ltx2.models.fast.ops import Affine, Ops, Reads, spread
+from ltx2.models.fast.stage import Constant, Given, Pair, levels, once, one_row, shared_positions, table
 from ltx2.models.velocity import NONE, Perturbation, Stream
 
 Keys = tuple[list[TextKeys], list[TextKeys]]
@@ -47,9 +48,10 @@ def unsupported(transformer: nn.Module) -> str | None:
 class Forward:
     """One transformer on its device; only for inference. To be built anew when `stale`: its weights moved."""
 
-    def __init__(self, transformer: Any, ops: Ops):
-        self.transformer, self.ops, self.config = transformer, ops, transformer.config
-        self.blocks = [Block(module) for module in transformer.transformer_blocks]
+    def __init__(self, transformer: Any, ops: Ops, lanes: Lanes = ONE, fp8_from: int | None = None):
+        self.transformer, self.ops, self.lanes, self.config = transformer, ops, lanes, transformer.config
+        self.blocks = [Block(module, fp8_from) for module in transformer.transformer_blocks]
+        self.fp8_from = fp8_from
         self.embedders = (video_embedders(transformer), audio_embedders(transformer))
         self.text = text_modulations(transformer)
         # Not the module's own: with layers in fp8 that is one of several.
@@ -78,7 +80,7 @@ class Forward:
         keys = None if moving else self._keys(texts, (None, None))
         marks = None
         if self.config.use_keyframes_abs_pos_embedding and video.keyframes is not None:
-            marks = (video.keyframes > 0).to(self.dtype)
+            marks = (once(video.keyframes) > 0).to(self.dtype)
         return Constant(tables, (levels(video)[1], levels(audio)[1]), keys, texts if moving else None, marks)
 
     def evaluate(
@@ -86,8 +88,19 @@ class Forward:
     ) -> list[tuple[Tensor, Tensor]]:
         """Velocities of the plain pass over all rows, then of each weak pass over the first row."""
         made = self._prepare(given, constant)
+        entered = self._enter(given, constant, made)
+        try:
+            self.lanes.meet(entered)
+            return self._passes(entered, made, constant, weak)
+        finally:
+            # Also where something failed: what the side lane still reads is dropped by whoever handles it.
+            self.lanes.meet()
+
+    def _passes(
+        self, entered: Pair, made: Pass, constant: Constant, weak: Sequence[Perturbation]
+    ) -> list[tuple[Tensor, Tensor]]:
         begins = [first_block(one) for one in weak]
-        streams, kept = self._run(self._enter(given, constant, made), made, constant, NONE, {0, *begins})
+        streams, kept = self._run(entered, made, constant, NONE, {*begins})
         results = [self._leave(streams, made.outputs, constant)]
         first = _first_row(made)
         for one, begin in zip(weak, begins, strict=True):
@@ -131,9 +144,7 @@ class Forward:
         results: list[Carried] = []
         for side, h in enumerate((video, audio)):
             own = made.modulations[side][0].own
-            h, (n,) = self.ops.residual_norm(
-                h, None, [own], constant.indices[side], begin.video.eps, begin.reads_rows[side]
-            )
+            h, (n,) = self.ops.residual_norm(h, None, [own], constant.indices[side], begin.video.eps, begin.reads[side])
             results.append(Carried(h, n))
         return results[0], results[1]
 
@@ -150,8 +161,8 @@ class Forward:
                 self._side(1, number, made, constant, number in perturbation.audio_blocks),
             )
             last = number + 1 == len(self.blocks)
-            rows = (False, False) if last else self.blocks[number + 1].reads_rows
-            streams = self.blocks[number](streams, sides, self.ops, perturbation.isolated, rows)
+            reads = (Reads.TENSOR, Reads.TENSOR) if last else self.blocks[number + 1].reads
+            streams = self.blocks[number](streams, sides, self.ops, self.lanes, perturbation.isolated, reads)
         return streams, kept
 
     def _side(self, side: int, number: int, made: Pass, constant: Constant, perturbed: bool) -> Side:
@@ -163,8 +174,9 @@ class Forward:
         )  # fmt: skip
 
     def _leave(self, streams: Pair, outputs: tuple[Affine, Affine], constant: Constant) -> tuple[Tensor, Tensor]:
-        """From the last block to velocities."""
+        """From the last block to velocities, both in the main lane: what leaves belongs to the callers' lane."""
         transformer = self.transformer
+        self.lanes.meet(streams)
         layers = (
             (transformer.norm_out, transformer.proj_out),
             (transformer.audio_norm_out, transformer.audio_proj_out),

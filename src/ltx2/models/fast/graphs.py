@@ -2,10 +2,12 @@
 
 A graph replays kernels on fixed addresses. So inputs are copied into the tensors that it was recorded with, and results
 out of those that it writes. The first evaluation of a kind runs as it is, the second is recorded, later ones replay.
+What cannot be recorded, as a kernel from elsewhere that waits for the CPU, goes on running as it is.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+log = logging.getLogger(__name__)
 
 LIMIT = 6
 """Graphs that are kept; each holds the memory of one evaluation, in a pool that all share."""
@@ -65,9 +69,12 @@ class Graphs:
         self.recorder, self.limit = recorder, limit
         self.recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self.seen: OrderedDict[Hashable, None] = OrderedDict()
+        self.refused: set[Hashable] = set()
 
     def run(self, key: Hashable, work: Callable[[Any, Any], Any], changing: Any, fixed: Any, owner: Owner) -> Any:
         """The result in tensors of its own. Trees under one key must have the same structure, shapes and types."""
+        if key in self.refused:
+            return work(changing, fixed)
         if key in self.recorded:
             self.recorded.move_to_end(key)
         elif key not in self.seen:
@@ -78,13 +85,21 @@ class Graphs:
         else:
             while len(self.recorded) >= self.limit:
                 self.recorded.popitem(last=False)
-            self.recorded[key] = self._record(work, changing, fixed, owner)
+            try:
+                self.recorded[key] = self._record(work, changing, fixed, owner)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                log.warning("an evaluation cannot be recorded and runs as it is, which is slower: %s", error)
+                self.refused.add(key)
+                return work(changing, fixed)
         return self._replay(self.recorded[key], changing, fixed, owner)
 
     def clear(self) -> None:
         """Forget everything, as when weights have moved."""
         self.recorded.clear()
         self.seen.clear()
+        self.refused.clear()
 
     def _record(self, work: Callable[[Any, Any], Any], changing: Any, fixed: Any, owner: Owner) -> _Recorded:
         (moving, shape), (still, still_shape) = tree_flatten(changing), tree_flatten(fixed)

@@ -15,30 +15,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltx2.models.fast.ops import Affine, Ops, Rows, Table, Update
-from ltx2.models.precision import E4M3_MAX, SMALLEST
-
-FP8 = torch.float8_e4m3fn
-_LARGEST, _SMALLEST = tl.constexpr(E4M3_MAX), tl.constexpr(SMALLEST)
-
-
-@triton.jit
-def _store(value, out, scales, row, offsets, mask, QUANTISE: tl.constexpr):
-    """Store a row as it is, or in e4m3 with its scale."""
-    if QUANTISE:
-        scale = tl.maximum(tl.max(tl.abs(value)), _SMALLEST) / _LARGEST
-        tl.store(scales + row, scale)
-        value = value / scale
-    tl.store(out + offsets, value.to(out.dtype.element_ty), mask=mask)
+from ltx2.models.fast import head_kernels as heads
+from ltx2.models.fast import ops
+from ltx2.models.fast.launch import empty, store, warps, written
+from ltx2.models.fast.ops import Affine, Ops, Reads, Rows, Update, each_reads
 
 
 @triton.jit
 def _residual_norm(
     h, y, gate, index, out,
-    scale_0, shift_0, normal_0, rows_0, scale_1, shift_1, normal_1, rows_1,
+    scale_0, shift_0, normal_0, rows_0, plain_0, scale_1, shift_1, normal_1, rows_1, plain_1,
     tokens, gate_row, gate_level, row_0, level_0, row_1, level_1, eps,
     DIM: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, GATED: tl.constexpr, INDEXED: tl.constexpr,
-    TARGETS: tl.constexpr, AFFINE_0: tl.constexpr, AFFINE_1: tl.constexpr, QUANTISE: tl.constexpr,
+    TARGETS: tl.constexpr, AFFINE_0: tl.constexpr, AFFINE_1: tl.constexpr, READS_0: tl.constexpr, READS_1: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     batch = row // tokens
@@ -65,59 +54,18 @@ def _residual_norm(
             at = batch * row_0 + level * level_0 + column
             result = normal * (1.0 + tl.load(scale_0 + at, mask=mask, other=0.0).to(tl.float32))
             result += tl.load(shift_0 + at, mask=mask, other=0.0).to(tl.float32)
-        _store(result, normal_0, rows_0, row, place, mask, QUANTISE)
+        if READS_0 > 1:
+            tl.store(plain_0 + place, result.to(plain_0.dtype.element_ty), mask=mask)
+        store(result, normal_0, rows_0, row, place, mask, READS_0 > 0)
         if TARGETS > 1:
             result = normal
             if AFFINE_1:
                 at = batch * row_1 + level * level_1 + column
                 result = normal * (1.0 + tl.load(scale_1 + at, mask=mask, other=0.0).to(tl.float32))
                 result += tl.load(shift_1 + at, mask=mask, other=0.0).to(tl.float32)
-            _store(result, normal_1, rows_1, row, place, mask, QUANTISE)
-
-
-@triton.jit
-def _normalise_heads(
-    x, weight, cos, sin, batches, stride_batch, stride_token, eps,
-    DIM: tl.constexpr, HALF: tl.constexpr, ROTATES: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
-):  # fmt: skip
-    # Rows of one token in all batches run side by side, so that they share the token's table in the cache.
-    token = (tl.program_id(0) // batches).to(tl.int64)
-    batch = (tl.program_id(0) % batches).to(tl.int64)
-    head = tl.arange(0, BLOCK_HEADS)[:, None]
-    column = tl.arange(0, BLOCK_HALF)[None, :]
-    mask = (head < DIM // (2 * HALF)) & (column < HALF)
-    offset = head * (2 * HALF) + column
-    start = x + batch * stride_batch + token * stride_token
-    first = tl.load(start + offset, mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(start + offset + HALF, mask=mask, other=0.0).to(tl.float32)
-    factor = tl.rsqrt((tl.sum(first * first) + tl.sum(second * second)) / DIM + eps)
-    first *= factor * tl.load(weight + offset, mask=mask, other=0.0).to(tl.float32)
-    second *= factor * tl.load(weight + offset + HALF, mask=mask, other=0.0).to(tl.float32)
-    if ROTATES:
-        at = token * (DIM // 2) + head * HALF + column
-        c = tl.load(cos + at, mask=mask, other=0.0)
-        s = tl.load(sin + at, mask=mask, other=0.0)
-        turned = first * c - second * s
-        second = second * c + first * s
-        first = turned
-    tl.store(start + offset, first.to(x.dtype.element_ty), mask=mask)
-    tl.store(start + offset + HALF, second.to(x.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _gate_heads(
-    x, logits, out, scales, logits_row,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
-    QUANTISE: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, BLOCK_HEADS)[:, None]
-    column = tl.arange(0, BLOCK_WIDTH)[None, :]
-    mask = (head < HEADS) & (column < WIDTH)
-    place = row * HEADS * WIDTH + head * WIDTH + column
-    gate = 2.0 * tl.sigmoid(tl.load(logits + row * logits_row + head, mask=head < HEADS, other=0.0).to(tl.float32))
-    value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * gate
-    _store(value, out, scales, row, place, mask, QUANTISE)
+            if READS_1 > 1:
+                tl.store(plain_1 + place, result.to(plain_1.dtype.element_ty), mask=mask)
+            store(result, normal_1, rows_1, row, place, mask, READS_1 > 0)
 
 
 @triton.jit
@@ -132,7 +80,7 @@ def _pointwise(
     if GELU:
         # 0.5 (1 + tanh u) = sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3)
         value *= tl.sigmoid(1.5957691216057308 * (value + 0.044715 * value * value * value))
-    _store(value, out, scales, row, place, mask, QUANTISE)
+    store(value, out, scales, row, place, mask, QUANTISE)
 
 
 @triton.jit
@@ -173,60 +121,33 @@ def residual_norm(
     targets: Sequence[Affine | None],
     index: Tensor | None,
     eps: float,
-    quantise: bool = False,
+    reads: Reads | bool | Sequence[Reads] = False,
 ) -> tuple[Tensor, tuple[Tensor | Rows, ...]]:
     """As `ops.residual_norm`, in one kernel."""
     batches, tokens, width = h.shape
     h = h.contiguous()
     y, gate = (update[0].contiguous(), update[1]) if update else (h, None)
     out = torch.empty_like(h) if update else h
-    results = [_empty(h, quantise) for _ in targets]
+    wanted = each_reads(reads, len(targets))
+    results = [(*empty(h, one > 0), torch.empty_like(h) if one == Reads.BOTH else None) for one in wanted]
     arguments: list[Any] = []
     strides = [*_strides(gate)]
     for place in range(2):
         affine = targets[place] if place < len(targets) else None
-        values, rows = results[place] if place < len(results) else (h, None)
+        values, rows, plain = results[place] if place < len(results) else (h, None, None)
         scale, shift = affine or (h, h)
         assert scale.stride() == shift.stride()
-        arguments += [scale, shift, values, h if rows is None else rows]
+        arguments += [scale, shift, values, h if rows is None else rows, h if plain is None else plain]
         strides += _strides(affine.scale if affine else None)
     indexed = index is not None
     _residual_norm[(batches * tokens,)](
         h, y, h if gate is None else gate, index if indexed else h, out, *arguments, tokens, *strides, eps,
         DIM=width, **_shape(width), ADDS=update is not None, GATED=gate is not None, INDEXED=indexed,
         TARGETS=len(targets), AFFINE_0=bool(targets) and targets[0] is not None,
-        AFFINE_1=len(targets) > 1 and targets[1] is not None, QUANTISE=quantise,
+        AFFINE_1=len(targets) > 1 and targets[1] is not None, READS_0=int(wanted[0]) if wanted else 0,
+        READS_1=int(wanted[1]) if len(wanted) > 1 else 0,
     )  # fmt: skip
-    return out, tuple(_result(*result) for result in results)
-
-
-def normalise_heads(x: Tensor, weight: Tensor, table: Table | None, heads: int, eps: float) -> Tensor:
-    """As `ops.normalise_heads`, in one kernel; in place."""
-    batches, tokens, width = x.shape
-    half = width // heads // 2
-    assert x.stride(-1) == 1
-    cos, sin = table or (x, x)
-    _normalise_heads[(batches * tokens,)](
-        x, weight, cos, sin, batches, x.stride(0), x.stride(1), eps,
-        DIM=width, HALF=half, ROTATES=table is not None, BLOCK_HEADS=triton.next_power_of_2(heads),
-        BLOCK_HALF=triton.next_power_of_2(half), num_warps=_warps(width),
-    )  # fmt: skip
-    return x
-
-
-def gate_heads(x: Tensor, logits: Tensor, quantise: bool = False) -> Tensor | Rows:
-    """As `ops.gate_heads`, in one kernel."""
-    x = x.contiguous()
-    heads, width = logits.shape[-1], x.shape[-1] // logits.shape[-1]
-    # The logits are the last columns of a wider projection, whose rows lie at equal distances over all batches.
-    assert logits.stride(0) == logits.stride(1) * logits.shape[1] or len(logits) == 1
-    values, rows = _empty(x, quantise)
-    _gate_heads[(x.shape[0] * x.shape[1],)](
-        x, logits, values, x if rows is None else rows, logits.stride(1), HEADS=heads, WIDTH=width,
-        BLOCK_HEADS=triton.next_power_of_2(heads), BLOCK_WIDTH=triton.next_power_of_2(width), QUANTISE=quantise,
-        num_warps=_warps(x.shape[-1]),
-    )  # fmt: skip
-    return _result(values, rows)
+    return out, tuple(written(*result) for result in results)
 
 
 def gelu(x: Tensor, quantise: bool = False) -> Tensor | Rows:
@@ -255,27 +176,27 @@ def pad(x: Tensor, eps: float | None, front: int, back: int, reflect: bool) -> T
     return out
 
 
-TRITON = Ops("triton", residual_norm, normalise_heads, gate_heads, gelu, quantise, pad)
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As `ops.linear_gelu`; in bf16 on CUDA the product's own last step (cuBLASLt's GELU, the tanh form) in float32."""
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16:
+        return ops.linear_gelu(x, weight, bias)
+    return torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
+
+
+TRITON = Ops(
+    "triton", residual_norm, heads.normalise_heads, heads.normalise_pair, heads.quantise_heads, linear_gelu,
+    heads.gate_heads, gelu, quantise, pad,
+)  # fmt: skip
 
 
 def _each_row(x: Tensor, gelu: bool, quantise: bool) -> Tensor | Rows:
     x = x.contiguous()
     width = x.shape[-1]
-    values, rows = _empty(x, quantise)
+    values, rows = empty(x, quantise)
     _pointwise[(x.numel() // width,)](
         x, values, x if rows is None else rows, DIM=width, **_shape(width), GELU=gelu, QUANTISE=quantise
     )
-    return _result(values, rows)
-
-
-def _empty(like: Tensor, quantise: bool) -> tuple[Tensor, Tensor | None]:
-    if not quantise:
-        return torch.empty_like(like), None
-    return torch.empty_like(like, dtype=FP8), like.new_empty(*like.shape[:-1], 1, dtype=torch.float32)
-
-
-def _result(values: Tensor, rows: Tensor | None) -> Tensor | Rows:
-    return values if rows is None else Rows(values, rows)
+    return written(values, rows)
 
 
 def _strides(modulation: Tensor | None) -> tuple[int, int]:
@@ -288,9 +209,4 @@ def _strides(modulation: Tensor | None) -> tuple[int, int]:
 
 
 def _shape(width: int) -> dict[str, int]:
-    return {"BLOCK": triton.next_power_of_2(width), "num_warps": _warps(width)}
-
-
-def _warps(width: int) -> int:
-    """Sixteen values a thread, so that a row of 4096 is 8 warps."""
-    return min(max(triton.next_power_of_2(width) // 512, 1), 16)
+    return {"BLOCK": triton.next_power_of_2(width), "num_warps": warps(width)}

@@ -1,16 +1,18 @@
-"""The elementwise work between the matrix products, fused into six operations: plain PyTorch here, Triton in `kernels`.
+"""The work between the matrix products, fused into few operations: plain PyTorch here, Triton in `kernels`.
 
 Both compute in float32 and round once, where eager Diffusers rounds after every step. `h`, `x`, `y` are [B, T, D];
 modulations are [R, U, D] with R = 1 or B rows and U distinct timesteps; `index` [T] int32 says which of them each
-token has (None: all have the first). With `quantise` a result is `Rows`, ready for a row-wise FP8 product.
+token has (None: all have the first). With `quantise` a result is `Rows`, ready for a row-wise FP8 product; where its
+readers differ, `Reads` says what each wants.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache
 from typing import NamedTuple, Protocol
 
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ltx2.models.precision import quantise_rows
+from ltx2.models.precision import E4M3_MAX, FP8, SMALLEST, quantise_rows
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +33,26 @@ class Affine(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A tensor in e4m3 with one scale a row: value = values * scales; values [..., D], scales [..., 1] float32."""
+    """A tensor in e4m3 with one scale a row: value = values * scales; values [..., D], scales [..., 1] float32.
+
+    `plain` is the tensor itself [..., D], where some reader wants it.
+    """
 
     values: Tensor
     scales: Tensor
+    plain: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Rows:
+        """The same of every part."""
+        return Rows(change(self.values), change(self.scales), None if self.plain is None else change(self.plain))
+
+
+class Reads(IntEnum):
+    """What a reader wants: a tensor, `Rows`, or `Rows` with the tensor."""
+
+    TENSOR = 0
+    ROWS = 1
+    BOTH = 2
 
 
 class Table(NamedTuple):
@@ -44,6 +62,17 @@ class Table(NamedTuple):
     sin: Tensor
 
 
+class Heads(NamedTuple):
+    """Queries, keys and values [B, T, H*d] in e4m3, and the scale of every head of each: [B, H] float32."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scales: tuple[Tensor, Tensor, Tensor]
+
+
+Pair = tuple[Tensor, Tensor]
+"""Of queries and of keys."""
 Update = tuple[Tensor, Tensor | None]
 """What is added to the residual stream: y and its gate [R, U, D] (None: 1)."""
 
@@ -56,12 +85,28 @@ class ResidualNorm(Protocol):
         targets: Sequence[Affine | None],
         index: Tensor | None,
         eps: float,
-        quantise: bool = False,
+        reads: Reads | bool | Sequence[Reads] = False,
     ) -> tuple[Tensor, tuple[Tensor | Rows, ...]]: ...
 
 
 class NormaliseHeads(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, table: Table | None, heads: int, eps: float) -> Tensor: ...
+
+
+class NormalisePair(Protocol):
+    def __call__(
+        self, q: Tensor, k: Tensor, weights: Pair, table: Table, heads: int, eps: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class QuantiseHeads(Protocol):
+    def __call__(
+        self, qkv: tuple[Tensor, Tensor, Tensor], weights: Pair, scales: Pair, table: Table, heads: int, eps: float
+    ) -> Heads: ...
+
+
+class LinearGelu(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor: ...
 
 
 class GateHeads(Protocol):
@@ -82,11 +127,14 @@ class Pad(Protocol):
 
 @dataclass(frozen=True)
 class Ops:
-    """One implementation of all six."""
+    """One implementation of all; without `linear_gelu` a linear layer and its GELU are two steps."""
 
     name: str
     residual_norm: ResidualNorm
     normalise_heads: NormaliseHeads
+    normalise_pair: NormalisePair
+    quantise_heads: QuantiseHeads
+    linear_gelu: LinearGelu | None
     gate_heads: GateHeads
     gelu: Pointwise
     quantise: Quantise
@@ -99,11 +147,12 @@ def residual_norm(
     targets: Sequence[Affine | None],
     index: Tensor | None,
     eps: float,
-    quantise: bool = False,
+    reads: Reads | bool | Sequence[Reads] = False,
 ) -> tuple[Tensor, tuple[Tensor | Rows, ...]]:
     """h + gate * y, and its RMS norm under each of up to two modulations (None: the bare norm).
 
-    Returns the new h (h itself without an update) and a normalised tensor for every target.
+    Returns the new h (h itself without an update) and for every target what its reader `reads`, one word for all or one
+    for each.
     """
     if update:
         y, gate = update
@@ -118,7 +167,8 @@ def residual_norm(
         else torch.addcmul(spread(affine.shift, index), normal, 1 + spread(affine.scale, index))
         for affine in targets
     )
-    return h, tuple(_finish(result, h.dtype, quantise) for result in results)
+    wanted = each_reads(reads, len(targets))
+    return h, tuple(_finish(result, h.dtype, one) for result, one in zip(results, wanted, strict=True))
 
 
 def normalise_heads(x: Tensor, weight: Tensor, table: Table | None, heads: int, eps: float) -> Tensor:
@@ -134,6 +184,43 @@ def normalise_heads(x: Tensor, weight: Tensor, table: Table | None, heads: int, 
     into[..., 0, :] = torch.addcmul(first * table.cos, second, table.sin, value=-1)
     into[..., 1, :] = torch.addcmul(second * table.cos, first, table.sin)
     return x
+
+
+def normalise_pair(q: Tensor, k: Tensor, weights: Pair, table: Table, heads: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Queries and keys of one sequence, both as `normalise_heads`; in place."""
+    return normalise_heads(q, weights[0], table, heads, eps), normalise_heads(k, weights[1], table, heads, eps)
+
+
+def quantise_heads(
+    qkv: tuple[Tensor, Tensor, Tensor], weights: Pair, scales: Pair, table: Table, heads: int, eps: float
+) -> Heads:
+    """As `normalise_pair`, then e4m3: queries and keys by the `scales` [H] of `norm_scales`, values by the largest of a
+    head. All [B, T, H*d] in, which a caller may find changed."""
+    q, k = (
+        normalise_heads(part.float(), weight, table, heads, eps) for part, weight in zip(qkv[:2], weights, strict=True)
+    )
+    v = qkv[2].float()
+    largest = v.unflatten(-1, (heads, -1)).abs().amax((1, 3)).clamp(min=SMALLEST) / E4M3_MAX
+    all_scales = (*(scale.expand(len(q), -1) for scale in scales), largest)
+    parts = [
+        (part.unflatten(-1, (heads, -1)) / scale[:, None, :, None]).flatten(-2).to(FP8)
+        for part, scale in zip((q, k, v), all_scales, strict=True)
+    ]
+    return Heads(parts[0], parts[1], parts[2], (all_scales[0], all_scales[1], all_scales[2]))
+
+
+def norm_scales(weight: Tensor, heads: int) -> Tensor:
+    """Scales [H] with which no normalised head leaves e4m3, whatever it is: an RMS norm over D channels ends at
+    sqrt(D) times its weight [D], and RoPE only turns."""
+    bound = weight.float().abs().unflatten(0, (heads, -1)).amax(1) * weight.numel() ** 0.5
+    return bound.clamp(min=SMALLEST) / E4M3_MAX
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU, by its tanh approximation, of a linear layer [N, K] of x [..., K]."""
+    result = gelu(functional.linear(x, weight, bias))
+    assert isinstance(result, Tensor)
+    return result
 
 
 def gate_heads(x: Tensor, logits: Tensor, quantise: bool = False) -> Tensor | Rows:
@@ -169,7 +256,18 @@ def pad(x: Tensor, eps: float | None, front: int, back: int, reflect: bool) -> T
     return x[:, :, rows][:, :, :, columns]
 
 
-PLAIN = Ops("plain", residual_norm, normalise_heads, gate_heads, gelu, quantise, pad)
+PLAIN = Ops(
+    "plain",
+    residual_norm,
+    normalise_heads,
+    normalise_pair,
+    quantise_heads,
+    linear_gelu,
+    gate_heads,
+    gelu,
+    quantise,
+    pad,
+)
 
 
 def choose(device: torch.device) -> Ops:
@@ -206,8 +304,15 @@ def spread(values: Tensor, index: Tensor | None) -> Tensor:
     return values if index is None or values.shape[1] == 1 else values[:, index.long()]
 
 
-def _finish(result: Tensor, dtype: torch.dtype, quantised: bool) -> Tensor | Rows:
-    return quantise(result) if quantised else result.to(dtype)
+def each_reads(reads: Reads | bool | Sequence[Reads], count: int) -> tuple[Reads, ...]:
+    """A word for each of so many targets."""
+    return (Reads(reads),) * count if isinstance(reads, int) else tuple(reads)
+
+
+def _finish(result: Tensor, dtype: torch.dtype, reads: int) -> Tensor | Rows:
+    if reads == Reads.BOTH:
+        return quantise(result)._replace(plain=result.to(dtype))
+    return quantise(result) if reads else result.to(dtype)
 
 
 def _mirror(size: int, device: torch.device) -> Tensor:

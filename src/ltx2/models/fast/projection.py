@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ltx2.models.fast.ops import Ops, Rows
+from ltx2.models.fast.ops import Ops, Reads, Rows
 from ltx2.models.lora import LowRank
 from ltx2.models.precision import Fp8Linear, runs_on_units
 from ltx2.models.precision import product as multiply
@@ -28,8 +28,8 @@ class Projection(Protocol):
     """One input [..., K] to the outputs of several layers, as views of one tensor where that is possible."""
 
     @property
-    def quantised(self) -> bool:
-        """Whether it reads `Rows` rather than a tensor."""
+    def reads(self) -> Reads:
+        """What it reads at best; a tensor will always do."""
         ...
 
     def __call__(self, x: Tensor | Rows, ops: Ops, first: int = 0) -> tuple[Tensor, ...]:
@@ -44,13 +44,12 @@ class Joined:
     weight: Tensor
     bias: Tensor | None
     sizes: tuple[int, ...]
-    quantised: bool = False
+    reads: Reads = Reads.TENSOR
 
     def __call__(self, x: Tensor | Rows, ops: Ops, first: int = 0) -> tuple[Tensor, ...]:
-        assert isinstance(x, Tensor)
         skip = sum(self.sizes[:first])
         bias = self.bias if self.bias is None else self.bias[skip:]
-        return functional.linear(x, self.weight[skip:], bias).split(self.sizes[first:], dim=-1)
+        return functional.linear(_plain(x), self.weight[skip:], bias).split(self.sizes[first:], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,13 @@ class JoinedRows:
     bias: Tensor | None
     sizes: tuple[int, ...]
     dtype: torch.dtype
-    quantised: bool = True
+    reads: Reads = Reads.ROWS
 
     def __call__(self, x: Tensor | Rows, ops: Ops, first: int = 0) -> tuple[Tensor, ...]:
         rows = x if isinstance(x, Rows) else ops.quantise(x)
         skip = sum(self.sizes[:first])
         bias = self.bias if self.bias is None else self.bias[skip:]
-        product = multiply(*rows, self.weight[skip:], self.scale[skip:], bias, self.dtype)
+        product = multiply(rows.values, rows.scales, self.weight[skip:], self.scale[skip:], bias, self.dtype)
         return product.split(self.sizes[first:], dim=-1)
 
 
@@ -77,10 +76,10 @@ class Loose:
     """Layers called one by one, whatever they are."""
 
     layers: tuple[nn.Module, ...]
-    quantised: bool = False
+    reads: Reads = Reads.TENSOR
 
     def __call__(self, x: Tensor | Rows, ops: Ops, first: int = 0) -> tuple[Tensor, ...]:
-        return tuple(layer(x) for layer in self.layers[first:])
+        return tuple(layer(_plain(x)) for layer in self.layers[first:])
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,10 @@ class Grouped:
 
     groups: tuple[Projection, ...]
     counts: tuple[int, ...]
-    quantised: bool = False
+
+    @property
+    def reads(self) -> Reads:
+        return _all([group.reads for group in self.groups])
 
     def __call__(self, x: Tensor | Rows, ops: Ops, first: int = 0) -> tuple[Tensor, ...]:
         results: tuple[Tensor, ...] = ()
@@ -106,11 +108,14 @@ class Added:
 
     base: Projection
     additions: tuple[Additions, ...]
-    quantised: bool = False
+
+    @property
+    def reads(self) -> Reads:
+        return _all([self.base.reads, Reads.TENSOR])
 
     def __call__(self, x: Tensor | Rows, ops: Ops, first: int = 0) -> tuple[Tensor, ...]:
-        assert isinstance(x, Tensor)
         results = list(self.base(x, ops, first))
+        x = _plain(x)
         rows = x.flatten(0, -2)
         for number, additions in enumerate(self.additions[first:]):
             for down, up, strength in additions:
@@ -129,6 +134,18 @@ def project(layers: Sequence[nn.Module]) -> Projection:
     if len(runs) > 1:
         return Grouped(tuple(_joined(run) for run in runs), tuple(len(run) for run in runs))
     return _joined(runs[0])
+
+
+def _all(reads: Sequence[Reads]) -> Reads:
+    """What satisfies several readers of the same."""
+    return reads[0] if len(set(reads)) == 1 else Reads.BOTH
+
+
+def _plain(x: Tensor | Rows) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    assert x.plain is not None, "its readers were asked what they read"
+    return x.plain
 
 
 def _kind(layer: Any) -> str:

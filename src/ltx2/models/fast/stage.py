@@ -16,7 +16,10 @@ Pair = tuple[Carried, Carried]
 
 
 class Given(NamedTuple):
-    """One evaluation, of (video, audio): latents [B, T, C], levels [R, U] and sigmas [R] in 0..1, R = 1 or B."""
+    """One evaluation, of (video, audio): latents [R, T, C], levels [R, U] and sigmas [R] in 0..1.
+
+    R = 1 where all rows are alike, else B. Latents of one row are those of every row until the first one looks at its text.
+    """
 
     latents: tuple[Tensor, Tensor]
     levels: tuple[Tensor, Tensor]
@@ -39,16 +42,16 @@ class Constant(NamedTuple):
 
 def given(video: Stream, audio: Stream) -> Given:
     """The evaluation's own values; rows that are all alike are taken once."""
-    return Given(
-        (video.latent, audio.latent),
-        (levels(video)[0], levels(audio)[0]),
-        (_once(video.sigma), _once(audio.sigma)),
-    )
+    made = (levels(video)[0], levels(audio)[0])
+    latents = (video.latent, audio.latent)
+    if len(made[0]) == len(made[1]) == 1:
+        latents = (once(video.latent), once(audio.latent))
+    return Given(latents, made, (once(video.sigma), once(audio.sigma)))
 
 
 def levels(stream: Stream) -> tuple[Tensor, Tensor | None]:
     """Distinct timesteps [R, U], and which of them each token has: [T] int32, or None where all have the same."""
-    timesteps = _once(stream.timesteps)
+    timesteps = once(stream.timesteps)
     if stream.levels is not None or timesteps.shape[1] == 1:
         return timesteps, stream.levels
     distinct, index = torch.unique(timesteps, dim=1, return_inverse=True)
@@ -85,10 +88,10 @@ def one_row(streams: Pair) -> Pair:
 
 
 def _first(n: Tensor | Rows) -> Tensor | Rows:
-    return Rows(n.values[:1], n.scales[:1]) if isinstance(n, Rows) else n[:1]
+    return n.each(lambda part: part[:1]) if isinstance(n, Rows) else n[:1]
 
 
-def _once(values: Tensor) -> Tensor:
+def once(values: Tensor) -> Tensor:
     """[B, ...] expanded from one row -> [1, ...]."""
     return values[:1] if values.stride(0) == 0 else values
 
