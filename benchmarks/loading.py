@@ -1,11 +1,13 @@
 """Loading speed: writes a random transformer of full size to a disk and loads it back, beside that disk's raw read speed.
 
-`python benchmarks/loading.py RESULTS.jsonl --folder /local/disk [--device cuda] [--layers 48] [--forms bf16 fp8 to-fp8]`
+    python benchmarks/loading.py RESULTS.jsonl --folder /local/disk [--forms bf16 fp8 to-fp8 both] [--seconds 120]
+    python benchmarks/loading.py RESULTS.jsonl --folder /local/disk --tiny       rehearsal, also without a GPU
 
 Forms: `bf16` a Diffusers folder in bf16; `fp8` the same with fp8 weights and scales, into fp8 linears; `to-fp8` the bf16
 folder, quantised while it streams; `both` transformer and text encoder side by side in bf16 (62 GB of disk). Before every
 read the files are dropped from the page cache, and it is checked that they are gone. Each load runs in a process of its
-own, which measures its host memory. Every line of the results is one measurement.
+own, which measures its host memory. A line of JSON for each measurement, at once. Where the disk is too slow for
+`--seconds`, or too small, the transformer gets fewer layers, and every line says how many.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,59 +39,126 @@ from ltx2.models.reading import PIECE, THREADS
 from ltx2.models.weights import FOLDERS, build
 
 SHARD = 5 * 10**9
+# Shards that are written at once.
+WRITERS = 4
+# Bytes of one block of the published transformer in bf16, and of what is written to learn the disk's speed.
+BLOCK, PROBE = 778 * 10**6, 2**30
 NAMES = {torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3", torch.float32: "F32"}
 PARTS = {
     "bf16": ("transformer",),
-    "fp8": ("transformer",),
     "to-fp8": ("transformer",),
+    "fp8": ("transformer",),
     "both": ("transformer", "text_encoder"),
 }
 
 
 def main(words: list[str]) -> None:
     """Write, measure and remove, form by form."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--folder", type=Path, required=True, help="on the disk that is measured")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--width", type=int, default=4096, help="channels of the video stream, for small runs")
-    parser.add_argument("--forms", nargs="+", choices=PARTS, default=["bf16", "to-fp8", "fp8"])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    values = parser.parse_args(words)
+    values = _arguments(words)
     if values.child:
         print(json.dumps(load_once(values.folder, values.child, torch.device(values.device))))
         return
     root, written = values.folder / "ltx2-loading", ""
-    for form in values.forms:
-        stored = "fp8" if form == "fp8" else "bf16"
-        key = f"{stored} {PARTS[form]}"
-        if key != written:
-            shutil.rmtree(root, ignore_errors=True)
-            write(root, PARTS[form], stored, values.layers, values.width, torch.device(values.device))
-            written = key
-        for number in range(values.repeats):
-            report = {
-                "bench": "loading",
-                "form": form,
-                "run": number,
-                **origin(values.device),
-                **measure(root, form, values),
-            }
-            with values.results.open("a") as file:
-                file.write(json.dumps(report) + "\n")
-            print(json.dumps(report), flush=True)
     shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    common: dict[str, Any] = {"tiny": values.tiny, **origin(values.device), "file_system": file_system(root)}
+    probed = probe(root, values)
+    append(values.results, {"bench": "loading", "form": "disk", **common, **probed})
+    common["layers"] = values.layers
+    try:
+        for form in values.forms:
+            stored = "fp8" if form == "fp8" else "bf16"
+            key = f"{stored} {PARTS[form]}"
+            if key != written:
+                shutil.rmtree(root, ignore_errors=True)
+                begin = time.perf_counter()
+                write(root, PARTS[form], stored, values.layers, values.width, torch.device(values.device))
+                common["write_seconds"], written = time.perf_counter() - begin, key
+            for number in range(values.repeats):
+                report = {"bench": "loading", "form": form, "run": number, **common}
+                append(values.results, report | measure(root, form, values))
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _arguments(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--folder", type=Path, required=True, help="on the disk that is measured")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--layers", type=int, default=48, help="at most this many")
+    parser.add_argument("--width", type=int, default=4096, help="channels of the video stream, for small runs")
+    parser.add_argument("--forms", nargs="+", choices=PARTS, default=["bf16", "to-fp8", "fp8"])
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=600.0, help="fewer layers where the disk would take longer")
+    parser.add_argument("--tiny", action="store_true", help="4 layers of 512 channels")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    values = parser.parse_args(words)
+    if values.tiny:
+        values.layers, values.width = min(values.layers, 4), 512
+    return values
+
+
+def append(results: Path, line: dict[str, Any]) -> None:
+    """One line of the file, and of the screen."""
+    with results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def probe(root: Path, values: argparse.Namespace) -> dict[str, Any]:
+    """Learn how fast the disk is, and take as many layers as time and room allow (`values.layers` changes)."""
+    files = [root / f"probe-{number}" for number in range(WRITERS)]
+    size = (PROBE // 64 if values.tiny else PROBE) // WRITERS
+
+    def fill(file: Path) -> None:
+        with file.open("wb") as stream:
+            stream.write(os.urandom(size))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(fill, files))
+    writing = WRITERS * size / (time.perf_counter() - begin)
+    reading = WRITERS * size / seconds_to_read(files, 0)
+    cached = drop(files)
+    for file in files:
+        file.unlink()
+    block = BLOCK * (values.width / 4096) ** 2
+    seconds = room = 0.0
+    written = ""
+    for form in values.forms:
+        share = (0.56 if form == "fp8" else 1) * block
+        if (key := f"{form == 'fp8'} {PARTS[form]}") != written:
+            seconds, room, written = seconds + share / writing, max(room, share), key
+        # Raw twice, and the load.
+        seconds += 3 * values.repeats * share / reading
+    free = shutil.disk_usage(root).free
+    affordable = min(values.seconds / seconds, 0.9 * free / room)
+    values.layers = max(1, min(values.layers, int(affordable)))
+    speeds = {"write_gb_s": writing / 1e9, "read_gb_s": reading / 1e9, "cached_before": cached}
+    return {**speeds, "free_bytes": free, "layers": values.layers}
+
+
+def file_system(folder: Path) -> str:
+    """The kind of file system that holds a folder, as /proc/mounts names it."""
+    best, kind = "", "unknown"
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, place, name, *_ = line.split()
+        if folder.resolve().is_relative_to(place) and len(place) >= len(best):
+            best, kind = place, name
+    return kind
 
 
 def measure(root: Path, form: str, values: argparse.Namespace) -> dict[str, Any]:
     """Raw reads and one load, each after the page cache was emptied of the files."""
     files = [file for part in PARTS[form] for file in sorted((root / part).glob("*.safetensors"))]
     size = sum(file.stat().st_size for file in files)
-    raw = {
-        name: size / seconds_to_read(files, flags) / 1e9 for name, flags in (("raw", 0), ("raw_direct", os.O_DIRECT))
-    }
+    raw = {"raw": size / seconds_to_read(files, 0) / 1e9}
+    # Not every file system can pass the page cache by.
+    with suppress(OSError):
+        raw["raw_direct"] = size / seconds_to_read(files, os.O_DIRECT) / 1e9
     cached = drop(files)
     command = [sys.executable, __file__, str(values.results), "--folder", str(root), "--device", values.device]
     child = subprocess.run([*command, "--child", form], capture_output=True, text=True)
@@ -170,9 +240,14 @@ def _write_shards(
             size = 2 * torch.Size(shape).numel()
         groups[-1].append(name)
     index: dict[str, str] = {}
-    for number, names in enumerate(groups, 1):
-        file = f"{stem}-{number:05}-of-{len(groups):05}.safetensors"
-        index |= _write_file(folder / file, {name: shapes[name] for name in names}, held, device)
+
+    def one(number: int) -> dict[str, str]:
+        file = folder / f"{stem}-{number:05}-of-{len(groups):05}.safetensors"
+        return _write_file(file, {name: shapes[name] for name in groups[number - 1]}, held, device)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for names in pool.map(one, range(1, len(groups) + 1)):
+            index |= names
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
 
 

@@ -59,7 +59,8 @@ def test_the_table(fake: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     tiny = next(line for line in lines if line.startswith("tiny"))
     assert "Apache-2.0" in tiny and tiny.endswith("here")
-    assert next(line for line in lines if line.startswith("ltx-2-dev-fp8")).split()[1:4] == ["2.0", "dev", "27.1"]
+    fp8 = next(line for line in lines if line.startswith("ltx-2-dev-fp8")).split()
+    assert fp8[1:7] == ["2.0", "dev", "27.1", "69", "/", "52"]
     assert "not offered: rotated int8" in next(line for line in lines if line.startswith("ltx-2.5-int8"))
     assert "not offered" not in next(line for line in lines if line.startswith("ltx-2-dev-fp4"))
     assert main(["models", "--json"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -121,3 +122,101 @@ def equal_states(one: torch.nn.Module, other: torch.nn.Module, dtype: torch.dtyp
     return left.keys() == right.keys() and all(
         torch.equal(left[key].to(dtype or left[key].dtype).float(), right[key].float()) for key in left
     )
+
+
+def write_split(models: Models, root: Path, transformer: str = "ltx-2.5-22b-distilled-transformer-bf16") -> Path:
+    """The official files of 2.5 in their folders, in bfloat16; the transformer's file."""
+    states = {
+        name: {key: tensor.bfloat16().contiguous() for key, tensor in network.state_dict().items()}
+        for name, network in models.networks.items()
+    }
+    official = {
+        name: {official_key(name, key, OFFICIAL_LEVELS): tensor for key, tensor in states[name].items()}
+        for name in ("transformer", "connectors", "vae", "audio_vae", "vocoder")
+    }
+    projection = {key: t for key, t in official["connectors"].items() if key.startswith("text_embedding_projection")}
+    blocks = {key: t for key, t in official["connectors"].items() if key not in projection}
+    files = {
+        f"diffusion_models/{transformer}": (
+            official["transformer"] | blocks,
+            {"transformer": OFFICIAL_25["transformer"]},
+        ),
+        "vae/ltx-2.5-video-vae-conv-bf16": (
+            {key.removeprefix("vae."): tensor for key, tensor in official["vae"].items()},
+            {"vae": OFFICIAL_25["vae"]},
+        ),
+        "vae/ltx-2.5-audio-vae-bf16": (
+            official["audio_vae"] | official["vocoder"],
+            {"audio_vae": OFFICIAL_25["audio_vae"], "vocoder": OFFICIAL_25["vocoder"]},
+        ),
+    }
+    gemma = {"ltx_version": "2.5.0", "gemma_version": GEMMA_VERSION}
+    for name, (state, config) in files.items():
+        file = root / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"config": json.dumps(config | {"scheduler": None}), "model_version": "2.5.0"}
+        save_file(state, file, metadata | {"gemma_source_checkpoint": json.dumps(gemma)})
+    write_text_encoder(models, root / "text_encoders" / f"{TEXT_ENCODER_25}.safetensors", projection)
+    return root / "diffusion_models" / f"{transformer}.safetensors"
+
+
+def write_text_encoder(
+    models: Models, file: Path, tensors: Mapping[str, Tensor] = MappingProxyType({}), **config: Any
+) -> Path:
+    """The official file of 2.5's text encoder, with its tokenizer as bytes; `config` replaces fields of its config."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    network: Any = models.networks["text_encoder"]
+    state = {
+        official_gemma4(key): tensor.bfloat16().contiguous()
+        for key, tensor in network.state_dict().items()
+        if key != "lm_head.weight"
+    }
+    folder = file.parent / "tokenizer"
+    models.tokenizer.save_pretrained(folder)
+    for name, key in (
+        ("tokenizer.json", "tokenizer_json"),
+        ("tokenizer_config.json", "hf_asset__tokenizer_config.json"),
+    ):
+        state[key] = torch.frombuffer(bytearray((folder / name).read_bytes()), dtype=torch.uint8)
+    shutil.rmtree(folder)
+    described = network.config.to_dict() | {"gemma_version": GEMMA_VERSION} | config
+    save_file(state | dict(tensors), file, {"gemma_config": json.dumps(described)})
+    return file
+
+
+def official_gemma4(key: str) -> str:
+    """A tensor of Gemma 4 as its official file calls it."""
+    key = key.removeprefix("model.").replace("language_model.", "model.")
+    key = key.replace("embed_vision.multimodal_embedder.", "multi_modal_projector.")
+    return key.replace("embed_vision.", "vision_model.").replace("embed_audio.", "audio_projector.")
+
+
+GEMMA_VERSION, TEXT_ENCODER_25 = "gemma4-12b-ltx-v1", "gemma4-12b-with-proj-ltx-2.5-bf16"
+# The headers of the small 2.5 model, in the official spelling.
+OFFICIAL_25: dict[str, Any] = OFFICIAL_CONFIG | {
+    "transformer": OFFICIAL_CONFIG["transformer"] | {
+        "apply_gated_attention": True, "cross_attention_adaln": True, "caption_proj_before_connector": True,
+        "connector_apply_gated_attention": True, "audio_connector_attention_head_dim": 8, "ff_bias": False,
+        "use_keyframes_abs_pos_embedding": True,
+    },
+    "vae": OFFICIAL_CONFIG["vae"] | {
+        "spatial_padding_mode": "zeros",
+        "decoder_blocks": [
+            _res(), ["compress_space", {"multiplier": 2}], _res(), ["compress_time", {"multiplier": 2}],
+            _res(), ["compress_all", {"multiplier": 1}], _res(), ["compress_all", {"multiplier": 2}], _res(),
+        ],
+    },
+    "vocoder": {
+        "vocoder": {
+            "upsample_initial_channel": 64, "upsample_kernel_sizes": [11, 4, 4, 4, 4, 4],
+            "upsample_rates": [5, 2, 2, 2, 2, 2], "resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 3, 5]],
+            "use_tanh_at_final": False, "use_bias_at_final": False,
+        },
+        "bwe": {
+            "upsample_initial_channel": 32, "upsample_kernel_sizes": [12, 11, 4, 4, 4],
+            "upsample_rates": [6, 5, 2, 2, 2], "resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 3, 5]],
+            "apply_final_activation": False, "use_tanh_at_final": False, "use_bias_at_final": False, "hop_length": 80,
+            "input_sampling_rate": 16000, "n_fft": 96, "num_mels": 16, "output_sampling_rate": 48000, "win_size": 96,
+        },
+    },
+}  # fmt: skip

@@ -52,7 +52,7 @@ def published(version: Version) -> dict[str, bytes | Content]:
         shapes = {key: shape for key, shape in shapes.items() if key != "lm_head.weight"}
         if component == "text_encoder":
             # As transformers before 4.50 spelt it, in float32.
-            old = {key.replace("language_model.", "language_model.model."): shape for key, shape in shapes.items()}
+            old = {f"language_model.model.{key}" if is_language(key) else key: shape for key, shape in shapes.items()}
             files[f"{folder}/model.safetensors"] = safetensors(old, dict.fromkeys(old, "F32"))
             files[f"{folder}/diffusion_pytorch_model.safetensors"] = safetensors({"twice": (1,)})
         elif component == "transformer":
@@ -63,6 +63,42 @@ def published(version: Version) -> dict[str, bytes | Content]:
         else:
             files[f"{folder}/diffusion_pytorch_model.safetensors"] = safetensors(shapes)
     return files
+
+
+def is_language(key: str) -> bool:
+    return key.startswith(("layers.", "embed_tokens.", "norm."))
+
+
+def published_parts(transformer: str = "ltx-2.5-22b-distilled-transformer-bf16") -> dict[str, bytes | Content]:
+    """The official files of 2.5 at full size, as their names and dtypes were published."""
+    shapes = official("2.5")
+    long = {
+        "picture_projection.": "multi_modal_projector.",
+        "picture.": "vision_model.",
+        "sound_projection.": "audio_projector.",
+    }
+    text = {key: shape for key, shape in shapes.items() if key.startswith("text_embedding_projection.")}
+    for key, shape in manifest("2.5")["text_encoder"].items():
+        if key != "lm_head.weight":
+            start = next((start for start in long if key.startswith(start)), "")
+            text[f"model.{key}" if is_language(key) else long[start] + key.removeprefix(start)] = shape
+    assets = {"tokenizer_json": (32_169_626,), "hf_asset__tokenizer_config.json": (2_000,)}
+    metadata = {"model_version": "2.5.0", "config": "{}"}
+    files = {
+        f"diffusion_models/{transformer}": {k: s for k, s in shapes.items() if k.startswith("model.diffusion_model.")},
+        "vae/ltx-2.5-video-vae-conv-bf16": {k[4:]: s for k, s in shapes.items() if k.startswith("vae.")},
+        "vae/ltx-2.5-audio-vae-bf16": {k: s for k, s in shapes.items() if k.startswith(("audio_vae.", "vocoder."))},
+    }
+    whole: dict[str, bytes | Content] = {
+        f"{name}.safetensors": safetensors(state, metadata=metadata) for name, state in files.items()
+    }
+    whole["text_encoders/gemma4-12b-with-proj-ltx-2.5-bf16.safetensors"] = safetensors(
+        text | assets, dict.fromkeys(assets, "U8"), {"gemma_config": "{}"}
+    )
+    # What lies beside them in the repository and is not wanted.
+    for name in ("vae/ltx-2.5-video-vae-bf16", "text_encoders/gemma4-12b-with-proj-ltx-2.5-comfy-int8-convrot"):
+        whole[f"{name}.safetensors"] = safetensors({"other": (1,)})
+    return whole
 
 
 def header(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str] | None = None) -> Header:
@@ -76,7 +112,7 @@ def look(fake: FakeHub, name: str, files: Mapping[str, bytes | Content]) -> dict
     return {finding.subject: finding for finding in check_remote(entry, hub.listing(entry.hub))}
 
 
-@pytest.mark.parametrize(("name", "version"), [("ltx-2", "2.0"), ("ltx-2.3", "2.3")])
+@pytest.mark.parametrize(("name", "version"), [("ltx-2", "2.0"), ("ltx-2.3", "2.3"), ("ltx-2.5", "2.5")])
 def test_a_whole_repository(fake: FakeHub, name: str, version: Version) -> None:
     findings = look(fake, name, published(version))
     assert [finding for finding in findings.values() if not finding.ok] == []
@@ -85,6 +121,42 @@ def test_a_whole_repository(fake: FakeHub, name: str, version: Version) -> None:
     sent = sum(content.size for content in fake.repositories[find(name).hub].files.values())
     asked = sum(int(span.split("-")[1]) + 1 - int(span[6:].split("-")[0]) for _, span in fake.bodies() if span)
     assert sent > 60e9 and asked < 1.5e6
+
+
+def test_the_second_transformer_of_a_repository(fake: FakeHub) -> None:
+    files = published("2.5")
+    full = {
+        path.replace("transformer/", "transformer_full/"): files[path] for path in files if path.startswith("trans")
+    }
+    findings = look(fake, "ltx-2.5-dev-diffusers", files | full)
+    assert all(finding.ok for finding in findings.values())
+    taken = [file.path for file in wanted(find("ltx-2.5-dev-diffusers"), hub.listing("Lightricks/LTX-2.5-Diffusers"))]
+    assert sum(path.startswith("transformer_full/") for path in taken) == 3
+    assert not any(path.startswith("transformer/") for path in taken)
+
+
+def test_the_official_files_of_25_are_compared_as_one_model(fake: FakeHub) -> None:
+    files = published_parts()
+    findings = look(fake, "ltx-2.5-distilled", files)
+    assert {name for name, finding in findings.items() if finding.ok} == findings.keys()
+    assert {"transformer", "connectors", "text_encoder", "vae", "audio_vae", "vocoder"} <= findings.keys()
+    assert findings["version"].text == "2.5" and findings["hub"].text.startswith("4 files, 70.1 GB")
+    entry = find("ltx-2.5-distilled")
+    repository = hub.listing(entry.hub)
+    assert wanted(entry, repository)[0].path.startswith("diffusion_models/")
+    with pytest.raises(UnknownModel, match=r"dev-transformer-bf16\.safetensors of ltx-2\.5-dev matches nothing"):
+        wanted(find("ltx-2.5-dev"), repository)
+    files["vae/ltx-2.5-audio-vae-bf16.safetensors"] = safetensors({"audio_vae.x": (1,)})
+    wrong = {name for name, finding in look(fake, "ltx-2.5-distilled", files).items() if not finding.ok}
+    assert wrong == {"audio_vae"}
+
+
+def test_upscalers_of_other_kinds_are_known(fake: FakeHub) -> None:
+    for name, versions in (("x1.5", "2.3"), ("temporal", "2.0 and 2.3 and 2.5")):
+        shapes = json.loads(gzip.decompress((HERE / "manifests" / f"upsampler-{name}.json.gz").read_bytes()))
+        path = f"ltx-2.3-upscaler-{name}.safetensors"
+        finding = look(fake, f"Lightricks/LTX-2.3/{path}", {path: safetensors(shapes)})["upsampler"]
+        assert finding.ok and finding.text.startswith(f"fits {versions} ({len(shapes)} BF16)")
 
 
 def test_everything_that_is_wrong_is_named(fake: FakeHub) -> None:
@@ -221,6 +293,11 @@ def test_names(fake: FakeHub) -> None:
     assert find("Lightricks/LTX-2").name == "ltx-2"
     assert find("Lightricks/LTX-2/ltx-2-19b-dev.safetensors").name == "ltx-2-dev"
     assert find("someone/theirs/folder/x.safetensors").files == ("folder/x.safetensors",)
+    assert (
+        find("Lightricks/LTX-2.5/diffusion_models/ltx-2.5-22b-dev-transformer-bf16.safetensors").name == "ltx-2.5-dev"
+    )
+    with pytest.raises(UnknownModel, match=r"holds several models \(name one of ltx-2\.5-dev, "):
+        find("Lightricks/LTX-2.5")
     for name in ("ltx-3", "/absolute/path", "./x/y", "owner/"):
         with pytest.raises(UnknownModel, match="not published"):
             find(name)
@@ -234,4 +311,4 @@ def test_gemma_names_of_every_release_are_one() -> None:
     assert any("vision_tower" in key for key in shapes)
     for before, after in (("vision_tower.", "model.vision_tower."), ("vision_tower.", "vision_tower.vision_model.")):
         names = {key.replace(before, after): shape for key, shape in shapes.items() if key != "lm_head.weight"}
-        assert compare("text_encoder", header(names).entries).versions == VERSIONS
+        assert compare("text_encoder", header(names).entries).versions == ("2.0", "2.3")

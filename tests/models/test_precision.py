@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ltx2.engine.engine import Engine
 from ltx2.models.components import Holding, load
 from ltx2.models.describe import Source
 from ltx2.models.holding import layers, quantise_network
@@ -18,6 +19,8 @@ from ltx2.models.precision import (
     FP8,
     Fp8Linear,
     clamped_share,
+    clamping,
+    count_anew,
     dequantise,
     fp8_linears,
     product,
@@ -30,7 +33,10 @@ from ltx2.models.singlefile import load_component, open_singlefile, prepare_comp
 from ltx2.models.small import small
 from ltx2.models.velocity import Stream, velocity
 from ltx2.spec.errors import CheckpointError, RefusedRequest
+from ltx2.spec.events import Finished
+from ltx2.spec.plan import resolve
 from ltx2.spec.precision import block_weights, fp8_blocks
+from ltx2.spec.request import request
 from tests.data_files import DATA, largest_difference, tensors
 from tests.models.checkpoints import write_folder, write_singlefile
 
@@ -155,8 +161,69 @@ def test_calibrated_inputs_are_clamped_and_the_clamped_share_is_counted() -> Non
     limited = network(x.clamp(max=4.48))
     assert torch.allclose(result, limited), "beyond the calibration counts as its end"
     assert clamped_share(network) == {"0": 0.125}
+    assert (
+        clamping(network)
+        == "the file's activation scales clamped 0.12 of the activations of 1 layers, at most 0.12 in 0"
+    )
+    counts = layer.counts
+    count_anew(network)
+    assert layer.counts is counts and clamping(network) is None, "a graph goes on counting into the same tensor"
     use_calibration(network, static=False)
     assert clamped_share(network) == {} and not torch.allclose(network(x), result)
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_a_graph_goes_on_counting_what_it_clamps() -> None:
+    device = torch.device("cuda")
+    layer = _random_fp8(64, 32).to(device)
+    layer.bias = None
+    layer.input_scale = nn.Parameter(torch.tensor(0.01, device=device), requires_grad=False)
+    x = torch.ones(4, 32, device=device, dtype=torch.bfloat16)
+    x[:, :8] = 100.0
+    use_calibration(layer)
+    expected = layer(x)
+    count_anew(layer)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = layer(x)
+    for _ in range(3):
+        graph.replay()
+    assert torch.equal(result, expected) and layer.counts is not None
+    assert layer.counts.tolist() == [3 * 4 * 8, 3 * x.numel()]
+
+
+@torch.inference_mode()
+def test_a_videos_report_says_what_the_files_scales_clamped(tmp_path: Path) -> None:
+    models = small()
+    tensors: dict[str, Tensor] = {}
+    for name in layers(models.networks["transformer"], "fp8"):
+        key = official_key("transformer", f"{name}.weight")
+        held = Fp8Linear.quantise(models.networks["transformer"].get_parameter(f"{name}.weight"))
+        scale = held["scale"].amax()
+        tensors[key] = (dequantise(held["weight"], held["scale"], torch.float32) / scale).to(FP8)
+        # So small that nearly all activations go beyond it.
+        tensors |= {f"{key}_scale": scale, key.removesuffix("weight") + "input_scale": torch.tensor(1e-5)}
+    file = write_singlefile(models, tmp_path / "fp8.safetensors", tensors)
+    text = write_folder(models, tmp_path / "text")
+    source = Source(str(file), kind="distilled", text_encoder=text)
+    loaded = load(source, holding=Holding("fp8"), dtype=torch.float32)
+    plan = resolve(request(prompt="a cat", preset="distilled", seed=1, width=64, height=64, frames=9), loaded.card)
+
+    def warnings() -> tuple[str, ...]:
+        *_, finished = Engine(loaded).generate(plan, tmp_path / "out.mp4")
+        assert isinstance(finished, Finished)
+        return finished.warnings
+
+    assert not any("clamped" in line for line in warnings())
+    loaded.scale_activations("static")
+    first, second = ([line for line in warnings() if "clamped" in line] for _ in range(2))
+    assert first == second, "counted anew for every video"
+    assert 0.5 < float(first[0].split("clamped ")[1].split()[0]) < 1
+    loaded.scale_activations("auto")
+    assert not any("clamped" in line for line in warnings())
+    with pytest.raises(RefusedRequest, match="static goes with fp8 only"):
+        models.scale_activations("static")
 
 
 def test_which_layers_are_held() -> None:

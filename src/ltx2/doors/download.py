@@ -70,7 +70,10 @@ def _refuse_misfits(entry: Published, findings: list[Finding]) -> None:
 
 def _use(entry: Published, place: Path, in_cache: bool) -> str:
     if entry.form == "folder":
-        return f"--model {entry.hub if in_cache else place}"
+        full = " --kind dev" if "transformer_full/*" in entry.files else ""
+        return f"--model {entry.hub if in_cache else place}{full}"
+    if entry.form == "split":
+        return f"--model {place}"
     if entry.form == "text-encoder":
         return f"--text-encoder {place}"
     if entry.form == "upsampler":

@@ -14,13 +14,14 @@ from typing import Literal
 from ltx2.spec.card import Kind, Version
 from ltx2.spec.errors import UnknownModel
 
-Form = Literal["embedded", "folder", "file", "upsampler", "lora", "text-encoder"]
+Form = Literal["embedded", "folder", "file", "split", "upsampler", "lora", "text-encoder"]
 LTX_LICENCE = "LTX-2 Community"
 # What an engine run reads of a Diffusers-format repository. The text encoder of Lightricks/LTX-2 is stored twice.
 FOLDER_FILES = ("*/config.json", "*/*.index.json", "*/*.safetensors", "scheduler/*", "tokenizer/*", "*distilled-lora*")
-FOLDER_IGNORED = (
-    "text_encoder/diffusion_pytorch_model*", "transformer_full/*", "diffusion_decoder/*", "duration_head/*",
+_UNUSED = (
+    "text_encoder/diffusion_pytorch_model*", "diffusion_decoder/*", "duration_head/*", "prompt_enhancer/*", "processor/*",
 )  # fmt: skip
+FOLDER_IGNORED = (*_UNUSED, "transformer_full/*")
 NEEDS_TEXT = ("ltx-2-text-encoder",)
 
 
@@ -28,10 +29,11 @@ NEEDS_TEXT = ("ltx-2-text-encoder",)
 class Published:
     """One published model or part of one.
 
-    `hub` is its repository, `files` and `ignored` are patterns of the files to take from it (forms other than folders
-    take exactly one). `version` is None for parts that suit every version. `size` in bytes (None for the embedded
-    model, which is measured) is rounded or derived when `about`. `needs` names other entries. `gated` asks for an
-    agreement and HF_TOKEN. `refused` says why this engine cannot run it; empty when it can.
+    `hub` is its repository, `files` and `ignored` are patterns of the files to take from it: folders take all, the form
+    `split` one for each pattern and the transformer first, other forms one. `version` is None for parts that suit several
+    versions. `size` in bytes (None for the embedded model, which is measured) is rounded or derived when `about`. `needs`
+    names other entries. `gated` asks for an agreement and HF_TOKEN. `refused` says why this engine cannot run it; empty
+    when it can.
     """
 
     name: str
@@ -62,8 +64,21 @@ def _folder(name: str, hub: str, version: Version, kind: Kind, size: int | None,
 
 
 _INT8 = "rotated int8 weights are not supported"
-_GEMMA4 = "its Gemma 4 text encoder is not supported yet"
 _V20, _V23, _V25 = "Lightricks/LTX-2", "Lightricks/LTX-2.3", "Lightricks/LTX-2.5"
+
+# Text encoder, video VAE, audio VAE with vocoder, and their bytes.
+_PARTS25 = (
+    "text_encoders/*-with-proj-*bf16.safetensors", "vae/*video-vae-conv-bf16.safetensors", "vae/*audio-vae-bf16.safetensors",
+)  # fmt: skip
+_SIZE25 = 26_263_858_182 + 1_452_269_922 + 364_866_540
+
+
+def _split(name: str, transformer: str, kind: Kind, size: int) -> Published:
+    return Published(
+        name, "split", _V25, (f"diffusion_models/{transformer}.safetensors", *_PARTS25), version="2.5", kind=kind,
+        size=size + _SIZE25, about=False, gated=True,
+    )  # fmt: skip
+
 
 CATALOGUE = (
     Published("tiny", "embedded", version="2.0", licence="Apache-2.0"),
@@ -100,9 +115,14 @@ CATALOGUE = (
               size=7_605_507_256, about=False),
     Published("ltx-2.3-upsampler", "upsampler", _V23, ("*-spatial-upscaler-x2-1.0.safetensors",), version="2.3",
               size=995_743_504, about=False),
-    _folder("ltx-2.5", "Lightricks/LTX-2.5-Diffusers", "2.5", "distilled", 74_000_000_000, gated=True, refused=_GEMMA4),
-    Published("ltx-2.5-distilled-nvfp4", "file", _V25, ("diffusion_models/*nvfp4*.safetensors",), version="2.5",
-              kind="distilled", size=18_721_548_408, about=False, gated=True, refused=_GEMMA4),
+    _folder("ltx-2.5", f"{_V25}-Diffusers", "2.5", "distilled", 71_050_000_000, gated=True),
+    Published("ltx-2.5-dev-diffusers", "folder", f"{_V25}-Diffusers", (*FOLDER_FILES, "transformer_full/*"),
+              (*_UNUSED, "transformer/*"), version="2.5", kind="dev", size=71_050_000_000, gated=True),
+    _split("ltx-2.5-dev", "*-dev-transformer-bf16", "dev", 42_018_190_584),
+    _split("ltx-2.5-distilled", "*-distilled-transformer-bf16", "distilled", 42_018_190_584),
+    _split("ltx-2.5-distilled-nvfp4", "*-distilled*nvfp4*", "distilled", 18_721_548_408),
+    Published("ltx-2.5-upsampler", "upsampler", _V25, ("latent_upscale_models/*spatial*.safetensors",), version="2.5",
+              size=995_778_752, about=False, gated=True),
     Published("ltx-2.5-int8", "file", _V25, ("diffusion_models/*int8*.safetensors",), version="2.5",
               size=21_504_034_224, about=False, gated=True, refused=_INT8),
 )  # fmt: skip
@@ -126,6 +146,11 @@ def find(name: str) -> Published:
                 Published(name, "file", hub, (file,), licence="not known"),
             )
         known = next((entry for entry in CATALOGUE if entry.hub == hub and entry.form == "folder"), None)
+        parted = [entry.name for entry in CATALOGUE if entry.hub == hub and entry.form == "split"]
+        if parted and not known:
+            raise UnknownModel(
+                f"model: {hub} holds several models", knob="model", hint=f"name one of {', '.join(parted)}"
+            )
         return known or Published(hub, "folder", hub, FOLDER_FILES, FOLDER_IGNORED, licence="not known")
     raise UnknownModel(
         f"model: {name!r} is not published under this name", knob="model",

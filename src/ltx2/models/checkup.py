@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ltx2.models.catalogue import Published
 from ltx2.models.describe import REQUIRED, Source, locate, read_card
-from ltx2.models.header import Entry, Header, read_header
+from ltx2.models.header import Entry, Header
 from ltx2.models.manifest import CLASSES, Fit, compare, compare_lora, is_lora, take_apart
+from ltx2.models.split import join, read_official
 from ltx2.spec.card import Version
 from ltx2.spec.errors import CheckpointError, Ltx2Error, UnknownModel
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 # Forms that take a whole tree of files; the others are one file each.
 WHOLE = ("folder", "text-encoder")
 FOLDERS = {"upsampler": "latent_upsampler"}
+FULL = "transformer_full"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def check_remote(entry: Published, repository: Repository) -> list[Finding]:
     try:
         if entry.form in WHOLE:
             return findings + _check_folder(entry, repository, files)
-        return findings + check_header(hub.remote_header(repository, files[0]), entry.version)
+        headers = hub.remote_headers(repository, files)
+        return findings + check_header(join(headers) if len(headers) > 1 else headers[0], entry.version)
     except CheckpointError as error:
         return [*findings, Finding("files", False, str(error))]
 
@@ -59,14 +63,27 @@ def check_remote(entry: Published, repository: Repository) -> list[Finding]:
 def wanted(entry: Published, repository: Repository) -> list[RemoteFile]:
     """The files of a repository that a download of the entry takes.
 
-    Raises UnknownModel when there are none, or when an entry that is one file matches several.
+    Raises UnknownModel when there are none, or when a pattern that is for one file matches several.
     """
     files = [file for file in repository.files if entry.wants(file.path)]
+    if entry.form == "split":
+        return [_only(entry, repository, pattern) for pattern in entry.files]
     if not files or (entry.form not in WHOLE and len(files) > 1):
         found = ", ".join(file.path for file in files[:4]) or "nothing"
         hint = "the repository may have changed: name one file as in owner/name/file.safetensors"
         raise UnknownModel(f"model: {entry.name} matches {found} in {entry.hub}", knob="model", hint=hint)
     return files
+
+
+def _only(entry: Published, repository: Repository, pattern: str) -> RemoteFile:
+    found = [file for file in repository.files if fnmatchcase(file.path, pattern)]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(file.path for file in found[:4]) or "nothing"
+    raise UnknownModel(
+        f"model: {pattern} of {entry.name} matches {names} in {entry.hub}", knob="model",
+        hint="the repository may have changed since this release",
+    )  # fmt: skip
 
 
 def check_local(model: str) -> list[Finding]:
@@ -78,7 +95,7 @@ def check_local(model: str) -> list[Finding]:
     if place.is_file:
         return _guarded("file", lambda: _fitted_file(place.path))
     findings = _guarded("card", lambda: [Finding("card", True, _described(model))])
-    components = [name for name in CLASSES if (place.path / FOLDERS.get(name, name) / "config.json").exists()]
+    components = [name for name in (*CLASSES, FULL) if (place.path / FOLDERS.get(name, name) / "config.json").exists()]
     return findings + [_fitted(place.path, component) for component in components]
 
 
@@ -102,7 +119,7 @@ def _check_folder(entry: Published, repository: Repository, files: Sequence[Remo
     for file in files:
         folder = file.path.partition("/")[0]
         for component in CLASSES:
-            if folder == FOLDERS.get(component, component):
+            if folder == FOLDERS.get(component, component) or (folder == FULL and component == "transformer"):
                 held.setdefault(component, []).append(file)
     required = ("text_encoder",) if entry.form == "text-encoder" else REQUIRED
     findings = [Finding(name, False, "missing") for name in required if name not in held]
@@ -173,14 +190,16 @@ def _fitted(root: Path, component: str) -> Finding:
     from ltx2.models.folder import prepare_folder
 
     def fit() -> list[Finding]:
-        prepared = prepare_folder(root, component, dtype=torch.bfloat16)
+        part = "transformer" if component == FULL else component
+        name = FULL if component == FULL else ""
+        prepared = prepare_folder(root, part, dtype=torch.bfloat16, name=name)
         return [Finding(component, True, f"{len(prepared.entries)} tensors fit {type(prepared.network).__name__}")]
 
     return _guarded(component, fit)[0]
 
 
 def _fitted_file(file: Path) -> list[Finding]:
-    header = read_header(file)
+    header = read_official(file)
     if is_lora(header) or not header.config():
         return check_header(header, None)
     import torch

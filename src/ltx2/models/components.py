@@ -15,17 +15,29 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from ltx2.models.describe import HERE, REQUIRED, Place, Source, distilled_lora_file, folder_configs, locate, read_card
+from ltx2.models.describe import (
+    HERE,
+    REQUIRED,
+    Place,
+    Source,
+    distilled_lora_file,
+    folder_configs,
+    locate,
+    read_card,
+    text_folders,
+    transformer_folder,
+)
 from ltx2.models.embeddings import Embeddings, fingerprint, identify, key_of
 from ltx2.models.folder import prepare_folder
 from ltx2.models.holding import PLAIN, Holding, quantise_network
 from ltx2.models.lora import Lora, added, check, load_lora, merge_into, merged
+from ltx2.models.precision import use_calibration
 from ltx2.models.randoms import draw_lora, fill_randomly
 from ltx2.models.residency import Policy, Residency
-from ltx2.models.singlefile import open_singlefile, prepare_component
+from ltx2.models.singlefile import open_singlefile, prepare_component, tokenizer_folder
 from ltx2.models.weights import Prepared, build, compute_dtype, fill
 from ltx2.spec.card import Card
-from ltx2.spec.errors import CheckpointError
+from ltx2.spec.errors import CheckpointError, RefusedRequest
 from ltx2.spec.precision import Held
 
 
@@ -35,7 +47,8 @@ class Models:
 
     `card` describes the model; `tokenizer` is Gemma's (left padding, `card.text_tokens` long); networks are
     `text_encoder`, `connectors`, `transformer`, `vae`, `audio_vae`, `vocoder` and, when it came along, `upsampler`.
-    `fast` says whether the transformer may take its fast path (`ltx2.models.fast`).
+    `fast` says whether the transformer may take its fast path (`ltx2.models.fast`), and `attention` fp8 that there its
+    self-attention of large pictures is in float8, which is lossy.
     """
 
     card: Card
@@ -51,6 +64,7 @@ class Models:
     embeddings: Embeddings | None = None
     identity: str = ""
     fast: bool = True
+    attention: str = "auto"
 
     @property
     def text_device(self) -> torch.device:
@@ -68,6 +82,22 @@ class Models:
             self.holding.loras,
             self.fast,
         )
+
+    def scale_activations(self, how: str) -> None:
+        """`static` scales the fp8 transformer's activations as its file was calibrated, `auto` every row on its own.
+
+        Raises RefusedRequest for static without fp8 or without a calibration.
+        """
+        transformer = self.networks["transformer"]
+        if how == "static" and self.holding.transformer != "fp8":
+            raise RefusedRequest(
+                "activation_scales: static goes with fp8 only", knob="activation_scales", hint="--precision fp8 works"
+            )
+        if not use_calibration(transformer, how == "static") and how == "static":
+            raise RefusedRequest(
+                f"activation_scales: {self.card.name} has no input_scale, which published fp8 files have",
+                knob="activation_scales", hint="auto works",
+            )  # fmt: skip
 
     @contextmanager
     def use(self, name: str) -> Iterator[Any]:
@@ -139,12 +169,11 @@ def load(
     home = device if residency == "resident" else torch.device("cpu")
     homes = {"text_encoder": holding.text_device or home}
     if source.weights == "random":
-        networks, tokenizer = _random(place, dtype, device, holding), _tokenizer(HERE / "tiny", card)
+        networks, tokenizer = _random(place, dtype, device, holding), _tokenizer(HERE / "tiny" / "tokenizer", card)
         networks = {name: network.to(homes.get(name, home)) for name, network in networks.items()}
-        parts, root = {}, place.path
+        parts, tokens = {}, []
     else:
-        parts, root = _prepared(source, place, card, dtype)
-        tokenizer = _tokenizer(root, card)
+        parts, tokenizer, tokens = _prepared(source, place, card, dtype)
         networks = fill_all(parts, homes, home, holding)
     user = tuple((load_lora(Path(file), device), strength) for file, strength in loras)
     lora_file = distilled_lora_file(source, place.path)
@@ -167,19 +196,19 @@ def load(
     )  # fmt: skip
     # Random weights come from no files that could tell them apart.
     if embeddings and parts:
-        models.embeddings, models.identity = embeddings, _identity(models, parts, root, loras)
+        models.embeddings, models.identity = embeddings, _identity(models, parts, tokens, loras)
     return models
 
 
 def _identity(
-    models: Models, parts: Mapping[str, Prepared], root: Path, loras: Sequence[tuple[str | Path, float]]
+    models: Models, parts: Mapping[str, Prepared], tokens: Sequence[Path], loras: Sequence[tuple[str | Path, float]]
 ) -> str:
-    """What decides a prompt's tokens: see `embeddings.identify`."""
+    """What decides a prompt's tokens: see `embeddings.identify`. `tokens` are the tokenizer's files."""
     names = ("text_encoder", "connectors")
     files = {entry.file for name in names for entry in parts[name].entries.values()}
     networks: list[Any] = [models.networks[name] for name in names]
     return identify(
-        [*files, *(file for file in (root / "tokenizer").iterdir() if file.is_file())],
+        [*files, *tokens],
         (models.text_device, models.device),
         dtypes=[str(models.dtype), *(str(network.dtype) for network in networks)],
         text_encoder=models.holding.text_encoder,
@@ -189,26 +218,45 @@ def _identity(
     )
 
 
-def _prepared(source: Source, place: Place, card: Card, dtype: torch.dtype) -> tuple[dict[str, Prepared], Path]:
-    """Every network, so that anything wrong is refused before the first byte of weights is read; where the tokenizer is."""
+def _prepared(
+    source: Source, place: Place, card: Card, dtype: torch.dtype
+) -> tuple[dict[str, Prepared], Any, list[Path]]:
+    """Every network, so that anything wrong is refused before the first byte of weights is read; the tokenizer and its
+    files, none where it lies in a network's.
+    """
     names = [*REQUIRED, *(["upsampler"] if card.upsampler and not source.upsampler else [])]
-    parts: dict[str, Prepared] = {}
-    if place.is_file:
-        if source.text_encoder is None:
+    opened = open_singlefile(place.path, source.text_encoder) if place.is_file else None
+    folder = source.text_encoder
+    if folder and folder.is_file():
+        folder = None
+        if opened is None:
+            raise CheckpointError(
+                f"text_encoder: {source.text_encoder} is a file, which goes with the other files of 2.5 only",
+                knob="text_encoder", hint="name a folder with text_encoder/ and tokenizer/",
+            )  # fmt: skip
+    if opened is None:
+        full = {"transformer": transformer_folder(place.path, source.kind)}
+        parts = {name: prepare_folder(place.path, name, dtype=dtype, name=full.get(name, "")) for name in names}
+    else:
+        if not folder and "text_encoder" not in opened.configs:
             raise CheckpointError(
                 f"{place.path.name} has no text encoder, as all official single files",
                 knob="text_encoder", hint="name a folder with text_encoder/ and tokenizer/ by --text-encoder",
             )  # fmt: skip
-        opened = open_singlefile(place.path)
-        names.remove("text_encoder")
+        names = [name for name in names if name != "text_encoder" or not folder]
         parts = {name: prepare_component(opened, name, dtype=dtype) for name in names}
-    else:
-        parts = {name: prepare_folder(place.path, name, dtype=dtype) for name in names}
-    if source.text_encoder:
-        parts["text_encoder"] = prepare_folder(source.text_encoder, "text_encoder", dtype=dtype)
+    if folder:
+        parts["text_encoder"] = prepare_folder(
+            folder, "text_encoder", dtype=dtype, name="." if text_folders(folder)[0] == folder else ""
+        )
     if source.upsampler:
         parts["upsampler"] = prepare_component(open_singlefile(source.upsampler), "upsampler", dtype=dtype)
-    return parts, source.text_encoder or place.path
+    if opened and not folder:
+        with tokenizer_folder(opened) as written:
+            return parts, _read_tokenizer(written, card), []
+    tokens = text_folders(folder or place.path)[1]
+    files = [file for file in tokens.iterdir() if "token" in file.name] if tokens.is_dir() else []
+    return parts, _tokenizer(tokens, card), files
 
 
 def fill_all(
@@ -231,12 +279,18 @@ def _random(place: Place, dtype: torch.dtype, device: torch.device, holding: Hol
     return networks
 
 
-def _tokenizer(root: Path, card: Card) -> Any:
+def _tokenizer(folder: Path, card: Card) -> Any:
     """The model's tokenizer; with random weights the embedded model's (its ids are valid in Gemma's vocabulary)."""
-    folder = root / "tokenizer"
     if not folder.is_dir():
-        raise CheckpointError(f"{root} has no tokenizer/")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        raise CheckpointError(f"{folder.parent} has no tokenizer/")
+    return _read_tokenizer(folder, card)
+
+
+def _read_tokenizer(folder: Path, card: Card) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the tokenizer cannot be read: {str(error).splitlines()[0]}") from error
     tokenizer.padding_side = "left"
     tokenizer.model_max_length = card.text_tokens
     return tokenizer

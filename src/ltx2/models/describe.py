@@ -16,9 +16,11 @@ from typing import Any, Literal
 from ltx2.models import official
 from ltx2.models.catalogue import FOLDER_FILES, FOLDER_IGNORED
 from ltx2.models.header import Header, read_header
+from ltx2.models.lineage import check_gemma, check_upsampler, kind_of, version_of_configs, version_of_file
 from ltx2.models.packing import sort_out
 from ltx2.models.rename import component_of
-from ltx2.spec.card import Card, Kind, Shape, Version
+from ltx2.models.split import GEMMA, JOINED_GEMMA, bare_component, is_split, read_official, transformer_file
+from ltx2.spec.card import Card, Kind, Shape
 from ltx2.spec.errors import CheckpointError, UnknownModel
 from ltx2.spec.precision import lora_bytes
 
@@ -30,12 +32,13 @@ PUBLISHED = {
     "ltx-2.5": "Lightricks/LTX-2.5-Diffusers",
 }
 REQUIRED = ("transformer", "connectors", "vae", "audio_vae", "vocoder", "text_encoder")
+PARTS_HINT = "the files of 2.5 belong in diffusion_models/, text_encoders/ and vae/ of one folder"
 STG_BLOCKS: dict[str, tuple[int, ...]] = {"2.0": (29,), "2.3": (28,), "2.5": (28,)}
 # Bytes of transformer, text encoder and the rest in the dtypes they run in; nothing to measure when weights are random.
 _PUBLISHED_BYTES = {
     "2.0": (37_752_349_184, 24_374_650_080, 6_521_328_380),
     "2.3": (37_977_676_288, 24_374_650_080, 9_415_240_358),
-    "2.5": (37_975_718_400, 24_374_650_080, 9_415_240_358),
+    "2.5": (37_975_718_400, 23_919_460_448, 9_415_240_358),
 }
 
 
@@ -43,9 +46,10 @@ _PUBLISHED_BYTES = {
 class Source:
     """Which model, and what comes with it from elsewhere.
 
-    `kind` declares dev or distilled where names and schedulers do not say. `text_encoder` is a folder with
-    `text_encoder/` and `tokenizer/` (single files have none); `upsampler` and `distilled_lora` are safetensors files
-    that replace the model's own. `download` allows fetching a hub id that is not in the local cache.
+    `kind` declares dev or distilled where names and schedulers do not say, and chooses `transformer_full/` where a
+    folder has both. `text_encoder` is a folder with `text_encoder/` and `tokenizer/` (single files have none), a folder
+    with the files of both, as Google's, or 2.5's one file; `upsampler` and `distilled_lora` are safetensors files that
+    replace the model's own. `download` allows fetching a hub id that is not in the local cache.
     """
 
     model: str
@@ -59,7 +63,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Place:
-    """A located model: a folder or a single file on this disk, and its name and revision."""
+    """A located model: a folder, or an official file (of 2.5's several ones that of the transformer), and its revision."""
 
     name: str
     path: Path
@@ -83,7 +87,7 @@ def locate(source: Source) -> Place:
         return Place(model, HERE / "configs" / model)
     path = Path(model).expanduser()
     if path.exists():
-        return Place(model, path)
+        return Place(model, transformer_file(path) if is_split(path) else path)
     if model in PUBLISHED:
         hint = f"--weights random, or the hub id {PUBLISHED[model]}"
         raise UnknownModel(f"model: {model} names a config without weights", knob="model", hint=hint)
@@ -104,21 +108,26 @@ def read_card(source: Source) -> Card:
     """
     place = locate(source)
     if place.is_file:
-        header = read_header(place.path)
-        configs, version = singlefile_configs(header), _version_of_file(header)
+        header = read_official(place.path, source.text_encoder)
+        configs, version = singlefile_configs(header), version_of_file(header)
         missing = [name for name in REQUIRED if name not in configs and name != "text_encoder"]
         if missing:
             raise CheckpointError(
-                f"{header.file.name} is no whole model: it holds no {', '.join(missing)}", knob="model"
+                f"{header.file.name} is no whole model: it holds no {', '.join(missing)}", knob="model", hint=PARTS_HINT
             )
-        counts = _count(header, configs, source.text_encoder)
-        folder = source.text_encoder
-        configs |= {"text_encoder": _json(folder / "text_encoder/config.json")} if folder else {}
+        folder = source.text_encoder if source.text_encoder and source.text_encoder.is_dir() else None
+        counts = _count(header, configs, folder)
+        configs |= {"text_encoder": _json(text_folders(folder)[0] / "config.json")} if folder else {}
     else:
-        configs = folder_configs(place.path)
-        version = _version_of_configs(configs)
+        configs = folder_configs(place.path, source.kind)
+        version = version_of_configs(configs)
         shipped = place.path.parent == HERE / "configs"
-        counts = _PUBLISHED_BYTES[version] if shipped else _weigh(place.path, configs)
+        counts = _PUBLISHED_BYTES[version] if shipped else _weigh(place.path, configs, source.kind)
+    check_gemma(configs, version)
+    if source.upsampler:
+        check_upsampler(singlefile_configs(read_header(source.upsampler)).get("upsampler"), source.upsampler.name)
+    elif "upsampler" in configs:
+        check_upsampler(configs["upsampler"], "the upsampler")
     path = place.path
     lora = distilled_lora_file(source, path)
     lora_file_bytes = lora.stat().st_size if lora and source.weights == "real" else 0
@@ -126,7 +135,7 @@ def read_card(source: Source) -> Card:
     card = Card(
         name=place.name,
         version=version,
-        kind=source.kind or _kind(place),
+        kind=_kind(place, source),
         family=version,
         revision=place.revision,
         output_sampling_rate=configs["vocoder"]["output_sampling_rate"],
@@ -134,7 +143,7 @@ def read_card(source: Source) -> Card:
         distilled_lora=source.weights == "random" or lora is not None,
         upsampler=source.upsampler is not None or "upsampler" in configs,
         audio_latents_per_second=audio_rate(configs["audio_vae"]),
-        note=_note(source, version),
+        note=_note(source),
         shape=replace(
             shape,
             lora_bytes=lora_file_bytes,
@@ -144,9 +153,21 @@ def read_card(source: Source) -> Card:
     return _apply_own_card(card, path / "card.json") if path.is_dir() else card
 
 
-def folder_configs(root: Path) -> dict[str, Config]:
+def text_folders(folder: Path) -> tuple[Path, Path]:
+    """Where text encoder and tokenizer lie: in folders of their own, or both in this one, as in Google's repositories."""
+    flat = (folder / "config.json").exists() and not (folder / "text_encoder").is_dir()
+    return (folder, folder) if flat else (folder / "text_encoder", folder / "tokenizer")
+
+
+def transformer_folder(root: Path, kind: Kind | None) -> str:
+    """Where a folder's transformer lies: 2.5 has the distilled one in `transformer/`, the other in `transformer_full/`."""
+    return "transformer_full" if kind == "dev" and (root / "transformer_full").is_dir() else "transformer"
+
+
+def folder_configs(root: Path, kind: Kind | None = None) -> dict[str, Config]:
     """The config of every component of a Diffusers-format folder. Raises CheckpointError naming what is missing."""
     folders = {name: root / name / "config.json" for name in REQUIRED}
+    folders["transformer"] = root / transformer_folder(root, kind) / "config.json"
     missing = [f"{name}/config.json" for name, file in folders.items() if not file.exists()]
     if missing:
         raise CheckpointError(
@@ -161,7 +182,7 @@ def folder_configs(root: Path) -> dict[str, Config]:
 def singlefile_configs(header: Header) -> dict[str, Config]:
     """Diffusers configs of every component that an official file describes in its header and holds tensors of."""
     config, bare = header.config(), bare_component(header)
-    if not config:
+    if not config and bare != "text_encoder":
         raise CheckpointError(f"{header.file.name} has no config in its metadata; it is not an official LTX-2 file")
     held = {place[0] for key in header.entries if (place := component_of(key, bare))}
     configs: dict[str, Config] = {}
@@ -178,19 +199,9 @@ def singlefile_configs(header: Header) -> dict[str, Config]:
         configs["vocoder"] = {"_class_name": name} | fields_
     if "upsampler" in held:
         configs["upsampler"] = official.upsampler_config(config)
+    if "text_encoder" in held:
+        configs["text_encoder"] = _gemma_config(header)
     return configs
-
-
-def bare_component(header: Header) -> str | None:
-    """The component of a file whose keys carry no prefix, by a key that only it has; None for a combined file."""
-    signs = {"initial_conv.weight": "upsampler", "patchify_proj.weight": "transformer"}
-    for key, component in signs.items():
-        if key in header.entries:
-            return component
-    if "decoder.conv_in.conv.weight" in header.entries:
-        rank = len(header.entries["decoder.conv_in.conv.weight"].shape)
-        return "vae" if rank == 5 else "audio_vae"
-    return None
 
 
 def distilled_lora_file(source: Source, path: Path) -> Path | None:
@@ -212,45 +223,17 @@ def _from_hub(model: str, download: bool) -> Place:
         reason = "could not be downloaded" if download else "is not in the local cache"
         hint = str(error).splitlines()[0] if download else "nothing is downloaded unasked: use --download"
         raise UnknownModel(f"model: {model} {reason}", knob="model", hint=hint) from error
-    return Place(model, Path(folder), Path(folder).name)
+    root = Path(folder)
+    return Place(model, transformer_file(root) if is_split(root) else root, root.name)
 
 
-def _version_of_file(header: Header) -> Version:
-    stated = header.metadata.get("model_version", "")
-    keys = header.entries.keys()
-    if any(key.endswith("keyframes_abs_pos_embedding") for key in keys):
-        seen: Version = "2.5"
-    elif any("to_gate_logits" in key or "video_aggregate_embed" in key for key in keys):
-        seen = "2.3"
-    else:
-        seen = "2.0"
-    if stated and not stated.startswith(seen):
-        raise CheckpointError(f"{header.file.name} states model_version {stated}, but its tensors are those of {seen}")
-    return seen
-
-
-def _version_of_configs(configs: dict[str, Config]) -> Version:
-    transformer = configs["transformer"]
-    gated = bool(transformer.get("gated_attn"))
-    newer = {
-        "transformer": gated,
-        "connectors": bool(configs["connectors"].get("per_modality_projections")),
-        "vocoder": configs["vocoder"].get("_class_name") == "LTX2VocoderWithBWE",
-    }
-    if len(set(newer.values())) > 1:
-        forms = ", ".join(f"{name} of {'2.3 or later' if new else '2.0'}" for name, new in newer.items())
-        raise CheckpointError(f"the folder mixes versions: {forms}")
-    if not gated:
-        return "2.0"
-    return "2.5" if transformer.get("use_keyframes_abs_pos_embedding") else "2.3"
-
-
-def _kind(place: Place) -> Kind:
-    if "distilled" in f"{place.name}/{place.path.name}".lower():
-        return "distilled"
-    scheduler = place.path / "scheduler" / "scheduler_config.json"
-    shifting = _json(scheduler).get("use_dynamic_shifting", True) if scheduler.exists() else True
-    return "dev" if shifting else "distilled"
+def _kind(place: Place, source: Source) -> Kind:
+    # Random weights are what they are declared to be, and a folder with both transformers is of both kinds.
+    if source.kind and (
+        source.weights == "random" or transformer_folder(place.path, source.kind) == "transformer_full"
+    ):
+        return source.kind
+    return kind_of(place.name, place.path, source.kind)
 
 
 def shape_of(configs: dict[str, Config], counts: tuple[int, int, int]) -> Shape:
@@ -276,9 +259,10 @@ def shape_of(configs: dict[str, Config], counts: tuple[int, int, int]) -> Shape:
     )
 
 
-def _weigh(root: Path, configs: dict[str, Config]) -> tuple[int, int, int]:
+def _weigh(root: Path, configs: dict[str, Config], kind: Kind | None) -> tuple[int, int, int]:
     """Bytes in the dtypes that the networks run in, from the headers in a folder."""
     folders = {name: root / ("latent_upsampler" if name == "upsampler" else name) for name in configs}
+    folders["transformer"] = root / transformer_folder(root, kind)
     sizes = {name: _elements(folder) * _width(configs[name]) for name, folder in folders.items()}
     first, text = sizes.pop("transformer"), sizes.pop("text_encoder")
     return first, text, sum(sizes.values())
@@ -286,11 +270,12 @@ def _weigh(root: Path, configs: dict[str, Config]) -> tuple[int, int, int]:
 
 def _count(header: Header, configs: dict[str, Config], text: Path | None) -> tuple[int, int, int]:
     """The same for a single file and the folder that its text encoder comes from."""
-    sizes = dict.fromkeys(configs, 0)
+    sizes, bare = dict.fromkeys(configs, 0), bare_component(header)
     for key, entry in sort_out(header.entries, header.file.name)[0].items():
-        if (place := component_of(key)) and place[0] in sizes:
+        if (place := component_of(key, bare)) and place[0] in sizes:
             sizes[place[0]] += prod(entry.shape) * _width(configs[place[0]])
-    text_bytes = _elements(text / "text_encoder") * 2 if text else Shape().text_encoder_bytes
+    text_bytes = sizes.pop("text_encoder", Shape().text_encoder_bytes)
+    text_bytes = _elements(text_folders(text)[0]) * 2 if text else text_bytes
     return sizes.pop("transformer", 0), text_bytes, sum(sizes.values())
 
 
@@ -318,14 +303,24 @@ def _text_states(header: Header, config: Config) -> int:
         entry = header.entries.get(f"text_embedding_projection.{name}.weight")
         if entry:
             return entry.shape[1] // width
-    raise CheckpointError(f"{header.file.name} has connectors but no text_embedding_projection")
+    raise CheckpointError(
+        f"{header.file.name} has connectors but no text_embedding_projection, which lies in 2.5's text encoder file",
+        knob="model", hint=PARTS_HINT,
+    )  # fmt: skip
 
 
-def _note(source: Source, version: Version) -> str:
+def _gemma_config(header: Header) -> Config:
+    """The text encoder's config in its file's header."""
+    try:
+        return dict(json.loads(header.metadata.get(JOINED_GEMMA) or header.metadata[GEMMA]))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{header.file.name} has a damaged {GEMMA} in its metadata: {error}") from error
+
+
+def _note(source: Source) -> str:
     if source.weights == "real":
         return ""
-    stand_in = "; Gemma 3 stands in for 2.5's Gemma 4" if version == "2.5" else ""
-    return f"random weights: for measuring, the result is noise{stand_in}"
+    return "random weights: for measuring, the result is noise"
 
 
 def _apply_own_card(card: Card, file: Path) -> Card:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from ltx2.models.header import Entry, read_headers
+from ltx2.models.gemma import own_names
+from ltx2.models.header import read_headers
 from ltx2.models.weights import FOLDERS, Config, Prepared, build, prepare
 from ltx2.spec.errors import CheckpointError
 
@@ -24,16 +23,17 @@ def read_config(folder: Path, file: str = "config.json") -> Config:
         raise CheckpointError(f"{folder / file} is not JSON: {error}") from error
 
 
-def prepare_folder(root: Path, component: str, *, dtype: torch.dtype) -> Prepared:
-    """Prepare one component of a Diffusers-format folder (shards with or without an index).
+def prepare_folder(root: Path, component: str, *, dtype: torch.dtype, name: str = "") -> Prepared:
+    """Prepare one component of a Diffusers-format folder (shards with or without an index), which may be called `name`.
 
     Raises CheckpointError for missing files or shards, foreign classes, and anything `prepare` refuses.
     """
-    folder = root / FOLDERS[component]
+    folder = root / (name or FOLDERS[component])
     config = read_config(folder)
     entries = read_headers(shards(folder, component))
     if component == "text_encoder":
-        entries = _gemma_names(build(component, config), entries)
+        names = own_names(build(component, config).state_dict(), entries)
+        entries = {names[key]: entry for key, entry in entries.items()}
     return prepare(component, config, entries, dtype=dtype, source=str(folder))
 
 
@@ -57,14 +57,3 @@ def shards(folder: Path, component: str) -> list[Path]:
         if list(folder.glob(f"{stem}-*-of-*.safetensors")):
             raise CheckpointError(f"{folder} has shards but no {index.name}")
     raise CheckpointError(f"{folder} holds no safetensors weights")
-
-
-def _gemma_names(network: nn.Module, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Map Gemma 3 names of every transformers release to this one's (hub files predate 4.50; 5.x moved the vision tower)."""
-
-    def canonical(name: str) -> str:
-        name = name.replace("language_model.model.", "language_model.").replace("vision_model.", "")
-        return name.removeprefix("model.").replace("language_model.lm_head.", "lm_head.")
-
-    names = {canonical(name): name for name in network.state_dict()}
-    return {names.get(canonical(name), name): entry for name, entry in entries.items()}

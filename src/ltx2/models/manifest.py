@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ltx2.models.describe import bare_component
+from ltx2.models.gemma import gemma_name
 from ltx2.models.header import Entry, Header
 from ltx2.models.packing import FP8_DTYPES, sort_out
 from ltx2.models.rename import component_of, diffusers_name
+from ltx2.models.split import bare_component
 from ltx2.spec.card import Version
 from ltx2.spec.errors import CheckpointError
 
@@ -30,11 +31,14 @@ CLASSES = {
     "audio_vae": ("AutoencoderKLLTX2Audio",),
     "vocoder": ("LTX2Vocoder", "LTX2VocoderWithBWE"),
     "upsampler": ("LTX2LatentUpsamplerModel",),
-    "text_encoder": ("Gemma3ForConditionalGeneration",),
+    "text_encoder": ("Gemma3ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration"),
 }
 _FILES = {"2.0": "LTX-2", "2.3": "LTX-2.3", "2.5": "LTX-2.5"}
 # The x2 upsampler of 2.5 is 2.3's, tensor for tensor.
 _UPSAMPLERS = {"2.0": "LTX-2-upsampler", "2.3": "LTX-2.3-upsampler", "2.5": "LTX-2.3-upsampler"}
+# Published upscalers that no recipe of this engine uses: the versions that they were published for.
+_OTHER_UPSAMPLERS: dict[str, tuple[Version, ...]] = {"upsampler-x1.5": ("2.3",), "upsampler-temporal": VERSIONS}
+_GEMMAS = {"2.0": "gemma3-12b", "2.3": "gemma3-12b", "2.5": "gemma4-12b"}
 _LEVELS = 4
 _FLOATS = ("BF16", "F32", "F16")
 _LORA = re.compile(r"(?:diffusion_model\.)?(.+)\.lora_([AB])\.weight")
@@ -51,7 +55,7 @@ class Fit:
 @cache
 def manifest(version: Version) -> Mapping[str, Shapes]:
     """Shapes of every tensor of every published component of a version, by component and Diffusers name."""
-    components: dict[str, Shapes] = {"upsampler": _read(_UPSAMPLERS[version]), "text_encoder": _gemma()}
+    components: dict[str, Shapes] = {"upsampler": _read(_UPSAMPLERS[version]), "text_encoder": _gemma(_GEMMAS[version])}
     for key, shape in _read(_FILES[version]).items():
         if place := component_of(key):
             component, name = place
@@ -71,6 +75,8 @@ def compare(component: str, entries: Mapping[str, Entry], version: Version | Non
         other: _differences(manifest(other)[component], found) for other in VERSIONS
     }
     exact: tuple[Version, ...] = tuple(other for other in VERSIONS if not differences[other])
+    if component == "upsampler" and not exact:
+        exact = next((versions for name, versions in _OTHER_UPSAMPLERS.items() if _read(name) == found), ())
     kinds = _wrong_dtypes(entries)
     if exact:
         return Fit(exact, kinds)
@@ -93,6 +99,8 @@ def take_apart(header: Header) -> dict[str, dict[str, Entry]]:
     unknown: list[str] = []
     for key, entry in sort_out(header.entries, header.file.name)[0].items():
         place = component_of(key, bare)
+        if place and place[0] == "tokenizer":
+            continue
         if place:
             component, name = place
             components.setdefault(component, {})[diffusers_name(component, name, _LEVELS)] = entry
@@ -127,21 +135,15 @@ def compare_lora(header: Header) -> Fit:
     return Fit(versions, tuple(problems))
 
 
-def gemma_name(name: str) -> str:
-    """Gemma 3's tensor names in one spelling: hub files predate transformers 4.50, and 5.x moved the vision tower."""
-    name = name.replace("language_model.model.", "language_model.").replace("vision_model.", "")
-    return name.removeprefix("model.").replace("language_model.lm_head.", "lm_head.")
-
-
 def _read(name: str) -> Shapes:
     file = Path(__file__).parent / "manifests" / f"{name}.json.gz"
     return {key: tuple(shape) for key, shape in json.loads(gzip.decompress(file.read_bytes())).items()}
 
 
 @cache
-def _gemma() -> Shapes:
+def _gemma(name: str) -> Shapes:
     # The head shares the embedding's weight and need not be in a file.
-    return {gemma_name(name): shape for name, shape in _read("gemma3-12b").items()} | {"lm_head.weight": ()}
+    return {gemma_name(name): shape for name, shape in _read(name).items()} | {"lm_head.weight": ()}
 
 
 def _differences(expected: Shapes, found: Shapes) -> list[tuple[str, list[str]]]:

@@ -27,7 +27,8 @@ class Fp8Linear(nn.Module):
 
     `input_scale` [] float32 is the publisher's calibration of the activations, where there is one. It is used only
     while `static` is set; otherwise every row of activations gets its own scale, which needs no calibration.
-    `clamped` then counts the activations that went beyond the calibration, and `counted` all of them.
+    `counts` [2] int64 then has the activations that went beyond the calibration, and all of them. It is counted in place,
+    so that a CUDA graph goes on counting.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, input_scale: Tensor | None = None):
@@ -37,8 +38,7 @@ class Fp8Linear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.input_scale = None if input_scale is None else nn.Parameter(input_scale, requires_grad=False)
         self.static = False
-        self.clamped: Tensor | None = None
-        self.counted = 0
+        self.counts: Tensor | None = None
 
     @staticmethod
     def quantise(weight: Tensor) -> dict[str, Tensor]:
@@ -68,9 +68,9 @@ class Fp8Linear(nn.Module):
     def _calibrated(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         # Without the clamp a value beyond the calibration becomes NaN, and the video black.
         scaled = x.float() / scale
-        beyond = (scaled.abs() > E4M3_MAX).sum()
-        self.clamped = beyond if self.clamped is None else self.clamped + beyond
-        self.counted += x.numel()
+        if self.counts is not None:
+            self.counts[0].add_((scaled.abs() > E4M3_MAX).sum())
+            self.counts[1].add_(x.numel())
         values = scaled.clamp(-E4M3_MAX, E4M3_MAX).to(FP8)
         return values, scale.reshape(1).expand(*x.shape[:-1], 1)
 
@@ -145,19 +145,45 @@ def fp8_linears(network: nn.Module) -> Iterator[tuple[str, Fp8Linear]]:
             yield name, module
 
 
-def use_calibration(network: nn.Module, static: bool = True) -> None:
-    """Scale activations by the publisher's calibration (or, with False, a row at a time again); starts counting anew."""
+@torch.inference_mode(False)
+def use_calibration(network: nn.Module, static: bool = True) -> int:
+    """Scale activations by the publisher's calibration (or, with False, a row at a time again); starts counting anew.
+
+    Returns the number of layers that have one; the others go on a row at a time.
+    """
+    calibrated = [layer for _, layer in fp8_linears(network) if layer.input_scale is not None]
+    for layer in calibrated:
+        layer.static = static
+        layer.counts = torch.zeros(2, dtype=torch.int64, device=layer.weight.device) if static else None
+    return len(calibrated)
+
+
+def count_anew(network: nn.Module) -> None:
+    """Forget what was clamped so far, in place."""
     for _, layer in fp8_linears(network):
-        layer.static, layer.clamped, layer.counted = static, None, 0
+        if layer.counts is not None:
+            layer.counts.zero_()
 
 
 def clamped_share(network: nn.Module) -> dict[str, float]:
     """Of each layer that was used with its calibration: the share of activations that went beyond it."""
-    return {
-        name: float(layer.clamped) / layer.counted
-        for name, layer in fp8_linears(network)
-        if layer.clamped is not None and layer.counted
-    }
+    counted = [(name, layer.counts) for name, layer in fp8_linears(network) if layer.counts is not None]
+    if not counted:
+        return {}
+    # All at once: every look at a tensor of a GPU waits for it.
+    numbers = torch.stack([counts for _, counts in counted]).tolist()
+    return {name: beyond / of for (name, _), (beyond, of) in zip(counted, numbers, strict=True) if of}
+
+
+def clamping(network: nn.Module) -> str | None:
+    """What was clamped, in words; None when no layer was used with its calibration."""
+    shares = clamped_share(network)
+    if not shares:
+        return None
+    worst = max(shares, key=lambda name: shares[name])
+    mean = sum(shares.values()) / len(shares)
+    said = f"the file's activation scales clamped {mean:.2g} of the activations of {len(shares)} layers"
+    return f"{said}, at most {shares[worst]:.2g} in {worst}" if shares[worst] else said
 
 
 def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -50,10 +50,13 @@ _SEGMENTS = {
     "audio_vae": _STATISTICS,
     "vocoder": _VOCODER,
     "upsampler": {},
+    "text_encoder": {},
 }
 _DROPPED = {"per_channel_statistics", "text_embedding_projection", "lowpass"}
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-_OWN_PREFIX = {"vae": "vae", "audio_vae": "audio_vae", "vocoder": "vocoder"}
+_OWN_PREFIX = ("vae", "audio_vae", "vocoder", "text_encoder", "tokenizer")
+# Files that the text encoder's file carries as tensors of bytes.
+TOKENIZER, ASSET = "tokenizer_json", "hf_asset__"
 
 
 def component_of(key: str, bare: str | None = None) -> tuple[str, str] | None:
@@ -67,10 +70,12 @@ def component_of(key: str, bare: str | None = None) -> tuple[str, str] | None:
     head, _, rest = key.partition(".")
     if head == "text_embedding_projection":
         return "connectors", key
-    if head in _OWN_PREFIX and rest:
-        return _OWN_PREFIX[head], rest
+    if head in _OWN_PREFIX and rest and bare != "text_encoder":
+        return head, rest
     if bare == "transformer":
         return _inside_transformer(key)
+    if bare == "text_encoder" and (key == TOKENIZER or key.startswith(ASSET)):
+        return "tokenizer", key
     return (bare, key) if bare else None
 
 

@@ -1,4 +1,4 @@
-"""A small model with random weights, all in memory, in the forms of 2.0 and 2.3: for tests of everything above.
+"""A small model with random weights, all in memory, in the forms of 2.0, 2.3 and 2.5: for tests of everything above.
 
 It has the real geometry (32x32 pixels and 8 frames a video latent, 25 audio latents a second, registers in place of
 padding), so every rule of shapes is the one of the published models.
@@ -6,7 +6,7 @@ padding), so every rule of shapes is the one of the published models.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from ltx2.models.lora import Lora
 from ltx2.models.randoms import fill_randomly
 from ltx2.models.residency import Policy, Residency
 from ltx2.models.weights import build
-from ltx2.spec.card import Card
+from ltx2.spec.card import Card, Version
 
 Config = dict[str, Any]
 TEXT_TOKENS = 64
@@ -26,7 +26,7 @@ LAYERS = 3
 
 
 def small(
-    version: Literal["2.0", "2.3"] = "2.0",
+    version: Version = "2.0",
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -40,7 +40,7 @@ def small(
         name: fill_randomly(build(name, config), dtype=dtype, device=device, seed=seed + number)
         for number, (name, config) in enumerate(configs.items())
     }
-    if version == "2.3":
+    if version != "2.0":
         # Random weights would drive both generators far beyond their clamps to -1..1, which would hide differences.
         for generator in ("vocoder", "bwe_generator"):
             networks["vocoder"].get_parameter(f"{generator}.conv_out.weight").mul_(0.005)
@@ -61,13 +61,14 @@ def small(
     return Models(card, _tokenizer(), networks, device, dtype, Residency(residency, device), distilled_lora=lora)
 
 
-def small_configs(version: Literal["2.0", "2.3"]) -> dict[str, Config]:
+def small_configs(version: Version) -> dict[str, Config]:
     """Configs of every component, in the order text encoder, connectors, transformer, VAEs, vocoder, upsampler."""
-    newer = version == "2.3"
+    newer = version != "2.0"
     return {
-        "text_encoder": _text_encoder(),
+        "text_encoder": _gemma4() if version == "2.5" else _text_encoder(),
         "connectors": _connectors(newer),
-        "transformer": _transformer(newer),
+        "transformer": _transformer(newer)
+        | ({"ff_bias": False, "use_keyframes_abs_pos_embedding": True} if version == "2.5" else {}),
         "vae": _vae(newer),
         "audio_vae": {
             "base_channels": 16, "ch_mult": [1, 2, 4], "num_res_blocks": 1, "latent_channels": 4, "mel_bins": 16,
@@ -91,6 +92,22 @@ def _text_encoder() -> Config:
             "image_size": 28, "patch_size": 14, "vision_use_head": False,
         },
         "mm_tokens_per_image": 1, "boi_token_index": 5, "eoi_token_index": 6, "image_token_index": 7,
+    }  # fmt: skip
+
+
+def _gemma4() -> Config:
+    """A sliding and a full layer: the full one has one head for keys, wider ones, and no values of its own."""
+    return {
+        "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+        "text_config": {
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+            "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+            "intermediate_size": 64, "vocab_size": len(_vocabulary()), "sliding_window": 512,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 8, "output_proj_dims": 32, "patch_size": 4},
+        "audio_config": {"audio_embed_dim": 16},
+        "boi_token_id": 5, "eoi_token_id": 6, "image_token_id": 7, "video_token_id": 4, "audio_token_id": 3,
     }  # fmt: skip
 
 

@@ -16,7 +16,12 @@ from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
+)
 
 from ltx2.models.header import Entry
 from ltx2.models.holding import FORMS, Hold, layers, replace_layers
@@ -27,7 +32,7 @@ from ltx2.spec.errors import CheckpointError
 
 Config = dict[str, Any]
 CLASSES: dict[str, tuple[type[Any], ...]] = {
-    "text_encoder": (Gemma3ForConditionalGeneration,),
+    "text_encoder": (Gemma3ForConditionalGeneration, Gemma4UnifiedForConditionalGeneration),
     "connectors": (LTX2TextConnectors,),
     "transformer": (LTX2VideoTransformer3DModel,),
     "vae": (AutoencoderKLLTX2Video,),
@@ -71,7 +76,7 @@ def build(component: str, config: Config, without: tuple[str, ...] = ()) -> nn.M
     handle = register_module_parameter_registration_hook(_to_meta)  # pyright: ignore[reportArgumentType]
     try:
         if component == "text_encoder":
-            network: Any = Gemma3ForConditionalGeneration(Gemma3Config.from_dict(fields))
+            network: Any = network_class(_gemma_config(network_class, fields))
         else:
             unknown = fields.keys() - inspect.signature(network_class.__init__).parameters.keys()
             if unknown:
@@ -245,6 +250,16 @@ def _class_of(component: str, config: Config) -> type[Any]:
     raise CheckpointError(f"{component} is of the class {name}; only {known} is supported")
 
 
+def _gemma_config(network_class: type[Any], fields: Config) -> Any:
+    try:
+        return (Gemma3Config if network_class is Gemma3ForConditionalGeneration else Gemma4UnifiedConfig).from_dict(
+            fields
+        )
+    except Exception as error:
+        # transformers checks types with errors of its own.
+        raise CheckpointError(f"the text encoder's config is damaged: {str(error).splitlines()[0]}") from error
+
+
 def _to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
     if parameter is None or parameter.is_meta:
         return None
@@ -260,4 +275,4 @@ def _fit_statistics(network: Any) -> None:
 
 def tied(network: nn.Module) -> list[str]:
     """State names that share another tensor and need not be in a file."""
-    return ["lm_head.weight"] if isinstance(network, Gemma3ForConditionalGeneration) else []
+    return ["lm_head.weight"] if isinstance(network, CLASSES["text_encoder"]) else []
