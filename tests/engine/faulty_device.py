@@ -34,9 +34,9 @@ def make(options: Mapping[str, Any]) -> Generate:
     real = engine_module.generate
     balloon: list[torch.Tensor] = []
 
-    def with_faults(models: Any, plan: Plan, out: Path, tiled: bool) -> Iterator[Progress]:
+    def with_faults(models: Any, plan: Plan, out: Path, *how: Any) -> Iterator[Progress]:
         fault, phase = orders.read_text().split(" ", 1) if orders.exists() else ("", "")
-        for event in real(models, plan, out, tiled):
+        for event in real(models, plan, out, *how):
             yield event
             if event.phase == phase:
                 phase = ""

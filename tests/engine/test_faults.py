@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import os
-import shutil
-import subprocess
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +16,7 @@ import ltx2.engine.engine as engine_module
 from ltx2.engine import faults
 from ltx2.engine.engine import Engine
 from ltx2.engine.memory import Fit
+from ltx2.models.components import Models
 from ltx2.models.fast import Stage, passes
 from ltx2.models.residency import Residency
 from ltx2.models.small import small
@@ -34,6 +32,7 @@ from ltx2.spec.errors import (
 from ltx2.spec.events import Event, Finished, Progress, Retrying
 from ltx2.spec.plan import Plan, resolve
 from ltx2.spec.request import request
+from tests.small_disk import small_disk
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +57,11 @@ class Failing:
         self.last: weakref.ref[torch.Tensor] | None = None
         monkeypatch.setattr(engine_module, "generate", self)
 
-    def __call__(self, models: Any, plan: Plan, out: Path, tiled: bool) -> Iterator[Progress]:
+    def __call__(self, models: Any, plan: Plan, out: Path, tiled: bool, *how: Any) -> Iterator[Progress]:
         self.alive.append(self.last is not None and self.last() is not None)
         self.tiled.append(tiled)
         if len(self.tiled) > self.times:
-            yield from self.real(models, plan, out, tiled)
+            yield from self.real(models, plan, out, tiled, *how)
             return
         large = torch.zeros(1000)
         self.last = weakref.ref(large)
@@ -159,6 +158,52 @@ def test_frugal_sends_the_networks_home_and_brings_them_back() -> None:
     assert models.residency is before and moved[len(models.networks) :] == [f"{name} meta" for name in models.networks]
 
 
+class Crowded:
+    """Stands for a device without room for every network: `to` runs out there from the second one on."""
+
+    def __init__(self, models: Models):
+        self.room, self.at = 1, dict.fromkeys(models.networks, "cpu")
+        for name, network in models.networks.items():
+            network.to = lambda home, name=name: self.move(name, str(home))
+
+    def move(self, name: str, home: str) -> None:
+        self.at[name] = "half way"
+        if home == "meta" and list(self.at.values()).count("meta") >= self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.at[name] = home
+
+
+def test_e4_networks_that_find_no_room_stay_away_until_there_is_some() -> None:
+    models = small("2.0")
+    models.device = torch.device("meta")
+    models.residency = meant = Residency("resident", models.device)
+    device = Crowded(models)
+    with faults.frugal(models):
+        pass
+    assert models.residency.policy == "staged" and models.fast
+    assert set(device.at.values()) == {"cpu"}, "none is left half way"
+    faults.bring_back(models, meant)
+    assert models.residency.policy == "staged" and set(device.at.values()) == {"cpu"}
+    device.room = len(device.at)
+    faults.bring_back(models, meant)
+    assert models.residency is meant and set(device.at.values()) == {"meta"}
+
+
+def test_e4_a_network_without_room_goes_home_and_can_work_later() -> None:
+    models = small("2.0")
+    models.device = torch.device("meta")
+    models.residency = Residency("staged", models.device)
+    device, name = Crowded(models), "transformer"
+    device.room = 0
+    with pytest.raises(torch.OutOfMemoryError), models.residency.at_work(models.networks[name]):
+        raise AssertionError("it never came to work")
+    assert device.at[name] == "cpu"
+    device.room = 1
+    with models.residency.at_work(models.networks[name]):
+        assert device.at[name] == "meta"
+    assert device.at[name] == "cpu"
+
+
 @pytest.mark.parametrize(
     ("error", "lost", "kind"),
     [
@@ -190,16 +235,9 @@ def test_e5_a_cpu_is_never_lost() -> None:
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB with 64 KiB left."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
-    if os.getuid() != 0 or not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("only root may mount here")
-    try:
+    with small_disk(tmp_path / "full", 4) as folder:
         (folder / "filler").write_bytes(b"x" * ((4 << 20) - (64 << 10)))
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_f1_a_full_disk_is_named_leaves_nothing_and_passes(engine: Engine, full: Path) -> None:

@@ -93,6 +93,14 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bench.engine.close()
 
 
+def test_b9_one_seed_makes_one_video_also_in_another_process(bench: Bench, tmp_path: Path) -> None:
+    assert bench.make() == bench.good
+    if bench.device != "cpu":
+        other = Bench(bench.device, tmp_path)
+        other.engine.close()
+        assert other.good == bench.good
+
+
 @pytest.mark.parametrize("phase", ["stage 1", pytest.param("decode", marks=pytest.mark.gpu)])
 def test_e2_a_child_that_is_killed_is_a_crash_and_the_next_makes_the_same_video(bench: Bench, phase: str) -> None:
     with pytest.raises(WorkerCrashed):

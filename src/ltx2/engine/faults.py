@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 
@@ -60,7 +60,7 @@ def release(device: torch.device) -> None:
 def frugal(models: Models) -> Iterator[None]:
     """Inside the block networks wait on the CPU, and only those at work are on the device, on their plain paths.
 
-    Afterwards they are where they were, unless there is no room for that any more.
+    Afterwards they are where they were, or wait on until `bring_back` finds room.
     """
     before, was_fast = models.residency, models.fast
     if before.policy != "resident" or models.device.type == "cpu":
@@ -73,8 +73,18 @@ def frugal(models: Models) -> Iterator[None]:
         yield
     finally:
         models.fast = was_fast
-        with suppress(torch.OutOfMemoryError):
-            _move(models, before)
+        bring_back(models, before)
+
+
+def bring_back(models: Models, residency: Residency) -> None:
+    """Have the networks live as they are meant to, where a lack of memory sent them away; without room they stay away."""
+    away = models.residency
+    if away is residency:
+        return
+    try:
+        _move(models, residency)
+    except torch.OutOfMemoryError:
+        _move(models, away)
 
 
 def _move(models: Models, residency: Residency) -> None:

@@ -30,11 +30,14 @@ class Residency:
 
     @contextmanager
     def at_work(self, network: nn.Module) -> Iterator[None]:
-        """Hold the network on the device inside the block; send it home afterwards, also on errors."""
+        """Hold the network on the device inside the block; send it home afterwards, also on errors.
+
+        Also when there was no room for all of it: otherwise a half of it would stay, and count as being at work.
+        """
         self._depth[id(network)] += 1
-        if self.home != self.device and self._depth[id(network)] == 1:
-            network.to(self.device)
         try:
+            if self.home != self.device and self._depth[id(network)] == 1:
+                network.to(self.device)
             yield
         finally:
             self._depth[id(network)] -= 1
