@@ -88,6 +88,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("results", type=Path)
     parser.add_argument("rows", nargs="*", metavar="NAME", help=", ".join(ROWS) + "; NAME-fp8 for a row in fp8")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--picture", choices=("noise", "moving"), default="noise", help="what is encoded: docs/03-speed.md"
+    )
     parser.add_argument("--no-against", action="store_true", help="leave Diffusers out")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--tiny", action="store_true")
@@ -119,7 +122,7 @@ def _values(row: Row, fp8: bool, given: argparse.Namespace) -> argparse.Namespac
     if row.preset[0].startswith("distilled") and not given.tiny:
         # A distilled checkpoint, as it is published: the LoRA that distils a dev one costs time of its own.
         words += ["--kind", "distilled"]
-    words += ["--repeats", str(given.repeats), *(["--precision", "fp8"] if fp8 else [])]
+    words += ["--picture", given.picture, "--repeats", str(given.repeats), *(["--precision", "fp8"] if fp8 else [])]
     if row.against and not fp8 and not given.no_against:
         words += ["--against", "diffusers", "--against-repeats", str(row.against)]
     if row.warm_up_steps and not given.tiny:

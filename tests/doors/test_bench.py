@@ -27,7 +27,7 @@ def test_two_stages(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> Non
     words = ["--model", str(checkpoint), "--preset", "distilled-two-stage", "--distilled-lora", lora, "--repeats", "3"]
     report = report_of([*words, "--warm-up-steps", "1"], capsys)
     assert {"text", "stage 1", "upsample", "stage 2", "sound", "rest", "total"} <= report["warm"].keys()
-    assert report["steps"] == [8, 3]
+    assert report["steps"] == [8, 3] and report["attention"] == ["torch", "torch"]
     assert (report["passes"], len(report["runs"])) == (11, 3)
     assert report["warm"]["total"] == pytest.approx(sorted(report["runs"])[1])
     assert report["tflops"].keys() == {"stage 1", "stage 2"}
@@ -62,6 +62,54 @@ def test_every_run_has_its_own_prompt_and_seed(
 
     cost = need(plans[0], read_card(Source(str(checkpoint))))
     assert report["tflops"]["stage 1"] == pytest.approx(cost.flops / report["warm"]["stage 1"] / 1e12)
+
+
+def test_a_moving_picture_stands_in_for_the_noise_of_random_weights(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ltx2.doors.moving import moving
+    from ltx2.pipeline import generate as generate_module
+
+    encoded: list[np.ndarray] = []
+    decoded = 0
+    planes, decode = generate_module.yuv420, generate_module.decode_video
+
+    def see(frames):
+        encoded.append(frames.numpy())
+        return planes(frames)
+
+    def count(*given):
+        nonlocal decoded
+        for frames in decode(*given):
+            decoded += len(frames)
+            yield frames
+
+    monkeypatch.setattr(generate_module, "yuv420", see)
+    monkeypatch.setattr(generate_module, "decode_video", count)
+    words = [
+        "--model",
+        "tiny",
+        "--weights",
+        "random",
+        "--preset",
+        "distilled",
+        "--repeats",
+        "1",
+        "--warm-up-steps",
+        "1",
+    ]
+    report = report_of([*words, "--picture", "moving"], capsys)
+    expected = moving(128, 64, 17).numpy()
+    assert report["picture"] == "moving" and decoded == 34, "the model's own frames are decoded all the same"
+    assert np.array_equal(np.concatenate(encoded), np.concatenate([expected, expected]))
+    assert np.array_equal(moving(128, 64, 17).numpy(), expected), "the same every time"
+    still = np.abs(np.diff(expected.astype(int), axis=0)).mean((1, 2, 3))
+    assert still.min() > 2, "no frame stands still"
+
+
+def test_a_moving_picture_is_refused_for_real_weights(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--model", str(checkpoint), *SMALL, "--picture", "moving"]) == 2
+    assert "--weights random works with it" in capsys.readouterr().err
 
 
 def test_quality_of_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

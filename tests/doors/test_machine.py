@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ def test_the_plan_counts_what_is_held(capsys: pytest.CaptureFixture[str]) -> Non
         (["--text-encoder-device", "cuda"], "text_encoder_device: there is no cuda here"),
         (["--lora-mode", "fused"], "lora_mode: there is no 'fused'"),
         (["--precision", "fp8", "--lora-mode", "merged"], "lora_mode: a LoRA cannot be merged into fp8"),
+        (["--attention", "fp4"], "attention: there is no 'fp4'"),
+        (["--activation-scales", "row"], "activation_scales: there is no 'row'"),
+        (["--activation-scales", "static"], "activation_scales: static goes with fp8 only\nhint: --precision fp8"),
+        (["--precision", "fp8", "--activation-scales", "static"], "has no input_scale, which published fp8 files have"),
+        (["--attention", "fp8"], "attention: no fp8 here: only GPUs have fp8 units\nhint: auto works"),
         (["--prompt-cache", "{file}"], "is no folder that can be written"),
     ],
 )
@@ -107,3 +113,19 @@ def test_ways_that_there_are_not_are_refused_by_name(
     assert main(["generate", "a cat", "-o", str(out), "--model", str(checkpoint), *SMALL, *flags]) == 2
     assert complaint in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_kernels_are_kept_where_the_setting_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ltx2.doors.machine import KERNELS, use_cache
+    from ltx2.spec.settings import Settings
+
+    for variable in KERNELS:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("CUDA_CACHE_PATH", "/elsewhere")
+    use_cache(Settings(kernel_cache=tmp_path))
+    folders = {variable: os.environ.get(variable) for variable in KERNELS}
+    assert folders == {
+        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
+        "CUDA_CACHE_PATH": "/elsewhere",
+    }

@@ -221,7 +221,7 @@ def test_the_embedded_model_in_a_child_is_warm_when_it_is_ready(tmp_path: Path) 
     source = Source("tiny")
     wish = request(prompt="a red ball", seed=3, width=64, height=64, frames=9, steps=1, preset="dev")
     asked: Plan = resolve(wish, read_card(source))
-    with ProcessEngine(options(source, "cpu", warm_up=asked)) as engine:
+    with ProcessEngine(options(source, "cpu", warm_up=[asked])) as engine:
         assert engine.wait(300) == "READY", engine.reason
         assert isinstance(list(engine(asked, tmp_path / "clip.mp4"))[-1], Finished)
         assert read_plan(tmp_path / "clip.mp4") == asked

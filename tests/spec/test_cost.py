@@ -107,3 +107,21 @@ def test_price_and_precision() -> None:
     assert cost.dollars == 0
     assert dear.dollars == pytest.approx(dear.seconds)
     assert dear.weight_bytes == 2 * cost.weight_bytes
+
+
+def test_a_merged_lora_keeps_the_originals() -> None:
+    shape = Shape(lora_bytes=7_674_558_424)
+    real = replace(CARD, shape=shape)
+    two = plan_of(preset="two-stage")
+    merged, added = need(two, real), need(two, real, Held(loras="added"))
+    assert merged.original_bytes == shape.transformer_bytes and added.original_bytes == 0
+    at_work = merged.original_bytes + merged.activation_bytes + merged.text_key_bytes
+    beside = merged.weight_bytes + merged.kept_bytes + merged.graph_bytes
+    assert merged.resident_bytes == beside + at_work > added.resident_bytes
+    assert merged.staged_bytes - added.staged_bytes == shape.transformer_bytes
+    assert need(two, real, "fp8").original_bytes == 0, "fp8 adds"
+    assert need(plan_of(preset="dev"), real).original_bytes == 0, "no stage uses it"
+    # A user's LoRA is merged in every preset; with random weights the distilled one is left out.
+    user = replace(plan_of(preset="dev"), loras=(("x.safetensors", 1.0),))
+    assert need(user, real).original_bytes == shape.transformer_bytes
+    assert need(two, replace(CARD, shape=replace(shape, drawn_lora_bytes=1))).original_bytes == 0

@@ -26,7 +26,7 @@ def test_the_environment_goes_before_the_file(tmp_path: Path):
 
 
 def test_the_video_of_a_request_that_names_nothing_is_warmed_up_unless_it_is_not_wanted(tmp_path: Path):
-    assert read_deployment({}).warm_up == ("default",)
+    assert read_deployment({}).warm_up == ("default", "original")
     assert read_deployment({"LTX2_MODAL_WARM_UP": "default,768x512x97"}).warm_up == ("default", "768x512x97")
     (tmp_path / "ltx2.toml").write_text("[modal]\nwarm_up = []\n")
     for nothing in (read_deployment({"LTX2_MODAL_WARM_UP": "none"}), read_deployment({}, tmp_path / "ltx2.toml")):

@@ -13,22 +13,24 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ltx2.doors.flags import to_request
-from ltx2.doors.machine import Choice, choose, device_of, load_models, precision_of
+from ltx2.doors.machine import Choice, choose, device_of, held_of, load_models, precision_of
 from ltx2.doors.origin import origin
 from ltx2.doors.show import size
 from ltx2.spec.cost import Cost, need
 from ltx2.spec.errors import GenerationFailed, NotOffered, RefusedRequest
+from ltx2.spec.lossy import NO_EXTRAS
 from ltx2.spec.settings import Settings
+from ltx2.spec.shapes import shortened
 
 if TYPE_CHECKING:
     from ltx2.engine.engine import Engine
     from ltx2.models.components import Models
+    from ltx2.pipeline.generate import Retouch
     from ltx2.spec.events import Finished
     from ltx2.spec.plan import Plan
     from ltx2.spec.request import Request
@@ -59,6 +61,10 @@ def measure(values: argparse.Namespace, settings: Settings, models: Models | Non
 
     request = to_request(values)
     choice = choose(values, settings)
+    if values.picture == "moving" and choice.source.weights != "random":
+        raise RefusedRequest(
+            "picture: real weights show a picture of their own", knob="picture", hint="--weights random works with it"
+        )
     plans = [
         resolve(_take(request, number), choice.card) for number in range(values.repeats + values.against_repeats + 1)
     ]
@@ -68,22 +74,25 @@ def measure(values: argparse.Namespace, settings: Settings, models: Models | Non
     models = models or load_models(choice, values, settings, plans[0])
     from ltx2.engine.engine import Engine
 
-    engine = Engine(models)
+    engine = Engine(models, _retouch(values.picture, plans[0], models))
     loaded = time.perf_counter() - began
-    first = engine.warm_up(_shortened(plans[0], values.warm_up_steps))
+    first = engine.warm_up(shortened(plans[0], values.warm_up_steps))
     timed, others = plans[1 : values.repeats + 1], plans[values.repeats + 1 :]
     runs = [_timed(engine, plan) for plan in timed]
     device = device_of(values, settings)
-    cost = need(plans[0], choice.card, precision_of(values, settings, device), settings.price_per_hour)
+    cost = need(plans[0], choice.card, held_of(values, settings, device), settings.price_per_hour)
     report: dict[str, Any] = {
         "bench": plans[0].preset,
         "model": choice.card.name,
         "weights": choice.source.weights,
+        "picture": values.picture if choice.source.weights == "random" else "its own",
         "precision": precision_of(values, settings, device),
         **origin(device),
         "size": [plans[0].width, plans[0].height, plans[0].frames],
         "steps": [stage.steps for stage in plans[0].stages],
+        "attention": _attention(models, plans[0]),
         "passes": cost.passes,
+        "skipped_steps": [run.skipped for run in runs],
         "cold": {"load": loaded, "first": first, "warm_up_steps": values.warm_up_steps},
         "warm": _phases(runs),
         "runs": [run.seconds for run in runs],
@@ -92,7 +101,7 @@ def measure(values: argparse.Namespace, settings: Settings, models: Models | Non
         "dollars": median(run.seconds for run in runs) / 3600 * settings.price_per_hour if device != "cpu" else None,
     }
     if values.against:
-        report["against"] = _against(models, others, median(run.seconds for run in runs))
+        report["against"] = _against(engine, others, median(run.seconds for run in runs))
     _table(report, choice)
     return report
 
@@ -101,16 +110,6 @@ def _take(request: Request, number: int) -> Request:
     """The same request with another prompt and seed."""
     seed = (request.seed or 0) + number
     return request.model_copy(update={"prompt": f"{request.prompt}, take {number}", "seed": seed})
-
-
-def _shortened(plan: Plan, steps: int | None) -> Plan:
-    """The plan with at most `steps` steps a stage: the same shapes, less work."""
-    if steps is None:
-        return plan
-    stages = (
-        replace(stage, sigmas=(*stage.sigmas[: min(steps, stage.steps)], stage.sigmas[-1])) for stage in plan.stages
-    )
-    return replace(plan, stages=tuple(stages))
 
 
 def _timed(engine: Engine, plan: Plan) -> Finished:
@@ -131,8 +130,20 @@ def _phases(runs: Iterable[Finished]) -> dict[str, float]:
     return {**phases, "rest": rest, "total": median(run.seconds for run in runs)}
 
 
+def _attention(models: Models, plan: Plan) -> list[str]:
+    """What each stage's self-attention of the picture runs on."""
+    from ltx2.models.fast.attention import backend
+
+    if not models.fast:
+        return ["Diffusers' own choice"] * len(plan.stages)
+    tokens = [plan.grid(stage).video_tokens for stage in plan.stages]
+    return [backend(models.device, models.dtype, count, models.attention == "fp8") for count in tokens]
+
+
 def _rates(cost: Cost, phases: dict[str, float]) -> dict[str, float]:
-    """Achieved TFLOP/s of each denoising stage."""
+    """Achieved TFLOP/s of each denoising stage; of none when steps are skipped, for what ran is then not what was counted."""
+    if cost.at_most:
+        return {}
     names = [f"stage {number}" for number in range(1, len(cost.stages) + 1)]
     return {
         name: stage.flops / phases[name] / 1e12
@@ -143,18 +154,29 @@ def _rates(cost: Cost, phases: dict[str, float]) -> dict[str, float]:
 
 def _check_comparable(plan: Plan) -> None:
     """Diffusers' pipeline is one stage of Euler steps from text; anything else would compare different work."""
-    one_run = len(plan.stages) == 1 and all(stage.sampler == "euler" for stage in plan.stages)
+    one_run = len(plan.stages) == 1 and all(
+        stage.sampler == "euler" and stage.extras == NO_EXTRAS for stage in plan.stages
+    )
     if not one_run or plan.image or plan.loras:
         raise NotOffered(
             f"against: Diffusers' pipeline cannot do {plan.preset!r} as one run of the same passes",
-            knob="against", hint="classic, dev and distilled with euler, without image and LoRA, can be compared",
+            knob="against", hint="classic, dev and distilled with euler, without image, LoRA and lossy extras, can be compared",
         )  # fmt: skip
 
 
-def _against(models: Models, plans: list[Plan], ours: float) -> dict[str, Any]:
+def _retouch(picture: str, plan: Plan, models: Models) -> Retouch:
+    """What is encoded in place of the frames that were decoded, for they are decoded in any case."""
+    from ltx2.doors.moving import Moving
+    from ltx2.pipeline.generate import unchanged
+
+    return Moving(plan.width, plan.height, plan.frames, models.device) if picture == "moving" else unchanged
+
+
+def _against(engine: Engine, plans: list[Plan], ours: float) -> dict[str, Any]:
     """Seconds of Diffusers' pipeline for the same work, up to the file, after one warm-up run."""
     from ltx2.models import oracle
 
+    models = engine.models
     seconds: list[float] = []
     passes = 0
     # The distilled LoRA is merged once for all runs, so its merging is not on the other side's bill.
@@ -162,7 +184,7 @@ def _against(models: Models, plans: list[Plan], ours: float) -> dict[str, Any]:
         for number, plan in enumerate([plans[0], *plans]):
             began = time.perf_counter()
             answer = oracle.run(models, _ask(plan), decode=True)
-            _write(models, plan, answer)
+            _write(engine, plan, answer)
             passes = answer.passes
             if number:
                 seconds.append(time.perf_counter() - began)
@@ -190,17 +212,21 @@ def _ask(plan: Plan) -> Any:
     )
 
 
-def _write(models: Models, plan: Plan, answer: Any) -> None:
+def _write(engine: Engine, plan: Plan, answer: Any) -> None:
     """Write the other side's pixels [1, F, H, W, 3] in 0..1 and waveform [1, 2, S] with our muxer."""
+    import torch
+
+    from ltx2.pipeline.colour import yuv420
+    from ltx2.pipeline.decode import to_host
     from ltx2.pipeline.mux import writing
 
-    pixels = (answer.video[0] * 255).round().clip(0, 255).astype("uint8")
+    pixels = torch.as_tensor((answer.video[0] * 255).round().clip(0, 255).astype("uint8"))
     with (
         tempfile.TemporaryDirectory() as folder,
-        writing(plan, Path(folder) / "bench.mp4", models.card.output_sampling_rate) as muxer,
+        writing(plan, Path(folder) / "bench.mp4", engine.models.card.output_sampling_rate) as muxer,
     ):
         muxer.sound(answer.audio[0].float().cpu().numpy())
-        muxer.frames(pixels)
+        muxer.frames(to_host(yuv420(engine.retouch(pixels.to(engine.models.device)))).numpy())
 
 
 def _table(report: dict[str, Any], choice: Choice) -> None:
@@ -208,12 +234,16 @@ def _table(report: dict[str, Any], choice: Choice) -> None:
     lines = [
         f"{choice.card.name}, {report['bench']}, {width}x{height}x{frames}, {report['precision']}, {report['device']}"
     ]
+    if report["weights"] == "random":
+        lines.append(f"{'encoded':<10} {report['picture']}")
     lines.append(f"{'load':<10} {report['cold']['load']:8.2f} s")
     lines.append(f"{'first run':<10} {report['cold']['first']:8.2f} s")
     for phase, seconds in report["warm"].items():
         rate = report["tflops"].get(phase)
         lines.append(f"{phase:<10} {seconds:8.3f} s" + (f"  {rate:.4g} TFLOP/s" if rate else ""))
-    lines.append(f"{'passes':<10} {report['passes']:8d}    peak {size(report['peak_bytes'])}")
+    skipped = f"    {median(report['skipped_steps']):g} steps skipped" if any(report["skipped_steps"]) else ""
+    lines.append(f"{'passes':<10} {report['passes']:8d}    peak {size(report['peak_bytes'])}{skipped}")
+    lines.append(f"{'attention':<10} {', '.join(dict.fromkeys(report['attention']))}")
     if against := report.get("against"):
         lines.append(
             f"{'Diffusers':<10} {against['total']:8.3f} s  {against['ratio']:.2f} times ours, {against['passes']} passes"

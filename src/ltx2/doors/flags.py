@@ -50,6 +50,7 @@ SAMPLING = (
     Flag("--seed", "N", "the same seed makes the same video; drawn and shown if left out"),
     Flag("--sampler", "NAME", "euler, euler-ancestral, res_2s, gradient-estimation (first stage)"),
     Flag("--schedule", "NAME", "official (constant shift) or diffusers (shift by token count)"),
+    Flag("--step-cache", "CHANGE", "lossy: leaves out steps: 0.1 a fifth of 30, 0.2 two fifths; euler only"),
 )
 GUIDANCE = (
     Flag("--video-cfg", "SCALE", "prompt guidance of the picture; 1 is off"),
@@ -61,12 +62,13 @@ GUIDANCE = (
     Flag("--audio-modality", "SCALE", "guidance of the sound by the picture; 1 is off"),
     Flag("--audio-rescale", "0..1", "rescaling of guided sound; 0 is off"),
     Flag("--stg-blocks", "N,N", "transformer blocks that spatio-temporal guidance perturbs"),
+    Flag("--guidance-interval", "FROM:TO", "lossy: guide in this share of the steps only, as in 0:0.5"),
 )
 MODEL = (
     Flag("--model", "NAME", "tiny (embedded), a folder, a .safetensors file or a hub id (LTX2_MODEL)"),
     Flag("--kind", "KIND", "dev or distilled, for a checkpoint whose name does not say it"),
     Flag("--weights", "KIND", "real, or random at full size, for benchmarks"),
-    Flag("--text-encoder", "FOLDER", "folder with text_encoder/ and tokenizer/, for official single files"),
+    Flag("--text-encoder", "PATH", "folder of text encoder and tokenizer, for official files, or 2.5's one file"),
     Flag("--download", None, "allow fetching a hub id that is not in the local cache (tens of gigabytes)"),
     Flag("--lora", "FILE[:STRENGTH]", "a LoRA for every stage; may be given several times", repeat=True),
     Flag("--distilled-lora", "FILE", "the distilled LoRA of a dev checkpoint"),
@@ -80,6 +82,14 @@ MODEL = (
     ),
     Flag("--text-encoder-precision", "NAME", "int8 or int4, to save memory (LTX2_TEXT_ENCODER_PRECISION)"),
     Flag("--text-encoder-device", "NAME", "cpu, to keep the text encoder off the GPU (LTX2_TEXT_ENCODER_DEVICE)"),
+    Flag(
+        "--attention", "NAME", "fp8: faster on Hopper GPUs, needs fa3-fwd (lossy; default: auto, exact; LTX2_ATTENTION)"
+    ),
+    Flag(
+        "--activation-scales",
+        "NAME",
+        "static: those of the fp8 file (default: every row its own; LTX2_ACTIVATION_SCALES)",
+    ),
     Flag("--lora-mode", "MODE", "merged (faster, more memory) or added (default: added with fp8; LTX2_LORA_MODE)"),
     Flag(
         "--prompt-cache", "WHERE", "memory, off, or a folder for embedded prompts (default: memory; LTX2_PROMPT_CACHE)"
@@ -112,15 +122,21 @@ class Parser(argparse.ArgumentParser):
 def add(parser: Parser, groups: Iterable[str]) -> None:
     """Add groups of flags; a flag that is not given leaves no attribute behind."""
     for title in groups:
-        group = parser.add_argument_group(title)
-        for flag in GROUPS[title]:
-            if flag.value is None:
-                group.add_argument(flag.name, action="store_true", help=flag.help)
-            else:
-                action = "append" if flag.repeat else "store"
-                group.add_argument(flag.name, metavar=flag.value, help=flag.help, action=action)
+        add_group(parser, title, GROUPS[title])
     for knob in ABSENT:
         parser.add_argument("--" + knob.replace("_", "-"), nargs="?", const="", help=argparse.SUPPRESS)
+
+
+def add_group(parser: Parser, title: str, flags: Iterable[Flag]) -> Any:
+    """Add flags under a title; returns the group."""
+    group = parser.add_argument_group(title)
+    for flag in flags:
+        if flag.value is None:
+            group.add_argument(flag.name, action="store_true", help=flag.help)
+        else:
+            action = "append" if flag.repeat else "store"
+            group.add_argument(flag.name, metavar=flag.value, help=flag.help, action=action)
+    return group
 
 
 def refuse_unknown(parser: Parser, extra: Sequence[str]) -> None:
@@ -176,6 +192,12 @@ def add_bench(parser: Parser) -> None:
         "--repeats", type=int, default=5, metavar="N", help="timed runs after the warm-up; the median counts"
     )
     group.add_argument("--warm-up-steps", type=int, metavar="N", help="a warm-up of fewer steps, with the same shapes")
+    group.add_argument(
+        "--picture",
+        choices=("noise", "moving"),
+        default="noise",
+        help="with --weights random: encode the noise that they show, or in its place a moving picture with grain",
+    )
     group.add_argument("--against", choices=("diffusers",), help="measure Diffusers' own pipeline in the same run")
     group.add_argument("--against-repeats", type=int, default=3, metavar="N", help="timed runs of the other side")
     group = parser.add_argument_group("quality of the embedded model")

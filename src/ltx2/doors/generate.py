@@ -33,6 +33,8 @@ HOW = {"source", "output", "model", "kind", "weights", "text_encoder", "download
     "text_encoder_precision",
     "text_encoder_device",
     "lora_mode",
+    "attention",
+    "activation_scales",
     "prompt_cache",
     "json",
     "quiet",
@@ -79,7 +81,8 @@ def generate_command(values: argparse.Namespace, settings: Settings) -> int:
         print(json.dumps(as_json(finished, plan)))
     else:
         peak = f"peak {size(finished.peak_bytes)}"
-        print(f"{finished.path}  seed {finished.seed}  {finished.seconds:.1f} s  {peak}")
+        skipped = f"  {finished.skipped} steps skipped" if plan.skips else ""
+        print(f"{finished.path}  seed {finished.seed}  {finished.seconds:.1f} s  {peak}{skipped}")
     return 0
 
 
@@ -130,6 +133,7 @@ def as_json(finished: Finished, plan: Plan) -> dict[str, object]:
         "peak_bytes": finished.peak_bytes,
         "timings": finished.timings,
         "warnings": list(finished.warnings),
+        "skipped_steps": finished.skipped,
         "plan": plan.as_dict(),
     }
 

@@ -13,7 +13,7 @@ from ltx2.models.describe import Source, read_card
 from ltx2.spec.card import Card
 from ltx2.spec.errors import RefusedRequest
 from ltx2.spec.precision import Held
-from ltx2.spec.settings import LORA_MODES, PRECISIONS, TEXT_PRECISIONS, Settings
+from ltx2.spec.settings import ACTIVATION_SCALES, ATTENTIONS, LORA_MODES, PRECISIONS, TEXT_PRECISIONS, Settings
 
 if TYPE_CHECKING:
     from ltx2.models.components import Models
@@ -24,6 +24,8 @@ EMBEDDED_NOTE = (
     "no --model given: this is the small embedded model, which knows coloured shapes that move and sound; the real one "
     "is --model Lightricks/LTX-2 (add --download once; LTX-2 Community License)"
 )
+# Who compiles kernels, and where they are kept for the next process: Triton, torch.compile, and the driver.
+KERNELS = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "CUDA_CACHE_PATH": "driver"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,15 @@ def choose(values: argparse.Namespace, settings: Settings, fallback: str | None 
 
 
 def use_cache(settings: Settings) -> None:
-    """Tell huggingface_hub, before it is imported, where downloaded models lie."""
+    """Tell huggingface_hub and the compilers, before they are imported, where downloaded models and kernels lie.
+
+    What the environment says of a compiler's own folder counts more.
+    """
     if settings.cache:
         os.environ.setdefault("HF_HUB_CACHE", str(settings.cache))
+    if settings.kernel_cache:
+        for variable, folder in KERNELS.items():
+            os.environ.setdefault(variable, str(settings.kernel_cache.absolute() / folder))
 
 
 def precision_of(values: argparse.Namespace, settings: Settings, device: str) -> str:
@@ -110,6 +118,7 @@ def load_models(choice: Choice, values: argparse.Namespace, settings: Settings, 
 
     from ltx2.engine import memory
     from ltx2.models.components import Holding, load
+    from ltx2.models.fast.attention import check_attention
 
     flags, device = given(values), device_of(values, settings)
     held = held_of(values, settings, device)
@@ -117,6 +126,11 @@ def load_models(choice: Choice, values: argparse.Namespace, settings: Settings, 
     text_device = flags.get("text_encoder_device", settings.text_encoder_device)
     if text_device != "auto":
         _checked_device("text_encoder_device", text_device)
+    attention = flags.get("attention", settings.attention)
+    _one_of("attention", attention, ATTENTIONS)
+    scales = flags.get("activation_scales", settings.activation_scales)
+    _one_of("activation_scales", scales, ACTIVATION_SCALES)
+    check_attention(attention, torch.device(device), settings.fast)
     memory.check(plan, choice.card, torch.device(device), held, loaded=False)
     models = load(
         choice.source,
@@ -126,7 +140,8 @@ def load_models(choice: Choice, values: argparse.Namespace, settings: Settings, 
         holding=Holding.named(held.precision, text, text_device, held.loras),
         embeddings=_embeddings(flags.get("prompt_cache", settings.prompt_cache)),
     )
-    models.fast = settings.fast
+    models.fast, models.attention = settings.fast, attention
+    models.scale_activations(scales)
     return models
 
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,7 @@ def quality(values: argparse.Namespace, settings: Settings) -> dict[str, Any]:
             print(f"{len(clips)}/{len(tasks)} {'wrong: ' + ', '.join(wrong) if wrong else 'right'}", file=sys.stderr)
     report = {
         "quality": tasks[0].plan.preset,
+        "extras": asdict(tasks[0].plan.stages[0].extras),
         "model": choice.card.name,
         **origin(device_of(values, settings)),
         "prompts": len(clips),

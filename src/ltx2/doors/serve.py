@@ -55,9 +55,13 @@ def serve_command(values: argparse.Namespace, _: Settings) -> int:
         print(json.dumps(premises.shown(settings, machine), indent=1))
         return 0
     from ltx2.doors.http import logs
+    from ltx2.doors.worker import warm_ups
 
     logs.configure(settings.log_level, settings.log_prompts)
     choice = choose(values, machine)
+    if settings.workers != 0 and not values.engine:
+        # A shape that the model cannot make is said here, and not by one dying worker after the other.
+        warm_ups(machine, choice.card)
     with _listening(settings) as listener, _held(settings):
         place = premises.enter(settings, machine)
         try:
@@ -286,7 +290,7 @@ def _held(settings: ServiceSettings) -> Generator[None]:
         settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise RefusedRequest(f"data: {settings.folder}: {error.strerror}", knob="data") from None
-    descriptor = premises.lock(settings.folder)
+    descriptor = premises.hold(settings.folder)
     try:
         yield
     finally:

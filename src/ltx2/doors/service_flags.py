@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from typing import Any
 
-from ltx2.doors.flags import MODEL, Flag, Parser
+from ltx2.doors.flags import MODEL, Flag, Parser, add_group
 from ltx2.spec.service import FILE
 
 PLACE = (
@@ -44,6 +42,17 @@ LIMITS = (
     Flag("--keep-files", "DAYS", "how long videos are kept (default: 7)"),
     Flag("--keep-records", "DAYS", "how long records of jobs are kept (default: 30)"),
 )
+# Of the machine, and for a service only.
+SERVED = (
+    Flag(
+        "--warm-up",
+        "SHAPES",
+        "what a worker makes before its first job, as in default,768x512x97:classic; or none (default: default,original)",
+    ),
+    Flag(
+        "--kernel-cache", "FOLDER", "where compiled kernels are kept for the next start (default: the compilers' own)"
+    ),
+)
 # LoRAs belong to a request of the command line; a service has none.
 PER_VIDEO = ("--lora", "--lora-strength")
 ACTIONS = ("add", "list", "revoke", "rotate")
@@ -65,6 +74,8 @@ WORKER = f"""beside `ltx2 serve --no-workers`, on each GPU:
 {SETTINGS}"""
 TOKENS = """examples:
   ltx2 tokens add ann --expires 90d      a new token, printed once
+  ltx2 tokens add bob --running 1 --megapixel-frames 5000
+                                         one job at a time, and so much in 24 hours
   ltx2 tokens list                       who has one, and what it may do
   ltx2 tokens rotate ann --grace 24h     another token; the old one works for a day
   ltx2 tokens revoke ann                 from now on refused
@@ -76,12 +87,12 @@ A running server on the same folder or database hears of it within a second."""
 def add_serve(parser: Parser) -> None:
     """Add the flags of `ltx2 serve`."""
     show_as(parser, "[FLAGS]", SERVE)
-    _add(parser, "place", PLACE)
-    group = _add(parser, "server", SERVER)
+    add_group(parser, "place", PLACE)
+    group = add_group(parser, "server", SERVER)
     group.add_argument(
         "--no-workers", action="store_true", help="take orders only; `ltx2 worker`, here or elsewhere, does the work"
     )
-    _add(parser, "limits", LIMITS)
+    add_group(parser, "limits", LIMITS)
     _add_model(parser)
     parser.add_argument("--print-config", action="store_true", help="show every setting, without secrets, and leave")
 
@@ -89,7 +100,7 @@ def add_serve(parser: Parser) -> None:
 def add_worker(parser: Parser) -> None:
     """Add the flags of `ltx2 worker`."""
     show_as(parser, "[FLAGS]", WORKER)
-    _add(parser, "place", PLACE)
+    add_group(parser, "place", PLACE)
     _add_model(parser)
     parser.add_argument("--print-config", action="store_true", help="show every setting, without secrets, and leave")
     # Given by `serve`: the worker ends when its standard input does.
@@ -103,12 +114,18 @@ def add_tokens(parser: Parser) -> None:
     parser.add_argument(
         "name", nargs="?", metavar="NAME", help="whose token; videos belong to the name, whatever token it has"
     )
-    _add(parser, "place", [flag for flag in PLACE if flag.name in ("--config", "--data", "--db")])
+    add_group(parser, "place", [flag for flag in PLACE if flag.name in ("--config", "--data", "--db")])
     parser.add_argument("--scopes", metavar="A,B", help="add: generate, read, admin, metrics (default: generate,read)")
     parser.add_argument(
         "--limit", metavar="N", help="add: jobs that wait or run at once (default: what the server allows)"
     )
     parser.add_argument("--rpm", metavar="N", help="add: new jobs a minute (default: what the server allows)")
+    parser.add_argument("--running", metavar="N", help="add: jobs that run at once; its others wait (default: any)")
+    parser.add_argument(
+        "--megapixel-frames",
+        metavar="N",
+        help="add: width x height x frames / 1e6 of all its jobs in 24 hours (default: any)",
+    )
     parser.add_argument("--expires", metavar="TIME", help="add: as in 90d, 12h or 30m (default: never)")
     parser.add_argument("--grace", metavar="TIME", help="rotate: how long the old token still works (default: 24h)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -120,25 +137,16 @@ def show_as(parser: Parser, words: str, epilog: str) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
-def _add(parser: Parser, title: str, flags: Iterable[Flag]) -> Any:
-    group = parser.add_argument_group(title)
-    for flag in flags:
-        if flag.value is None:
-            group.add_argument(flag.name, action="store_true", help=flag.help)
-        else:
-            group.add_argument(flag.name, metavar=flag.value, help=flag.help)
-    return group
-
-
 def _add_model(parser: Parser) -> None:
-    group = _add(parser, "model and machine", [flag for flag in MODEL if flag.name not in PER_VIDEO])
+    flags = [*(flag for flag in MODEL if flag.name not in PER_VIDEO), *SERVED]
+    group = add_group(parser, "model and machine", flags)
     group.add_argument("--engine", metavar="MODULE:FUNCTION", help="another engine, made by this function: for tests")
 
 
 def model_words(values: argparse.Namespace) -> list[str]:
     """The flags of the model as they were given, for another process."""
     words: list[str] = []
-    for flag in (*MODEL, Flag("--engine", "MODULE:FUNCTION", "")):
+    for flag in (*MODEL, *SERVED, Flag("--engine", "MODULE:FUNCTION", "")):
         value = getattr(values, flag.knob, None)
         if value not in (None, False):
             words += [flag.name] if flag.value is None else [flag.name, str(value)]

@@ -15,17 +15,18 @@ from typing import Any
 
 from ltx2.doors import devices, premises
 from ltx2.doors.http import logs
-from ltx2.doors.machine import Choice, choose
+from ltx2.doors.machine import choose
 from ltx2.engine import factory
 from ltx2.engine.process import ProcessEngine
 from ltx2.jobs.heart import Pace
 from ltx2.jobs.worker import Worker, accept
-from ltx2.spec.plan import Plan, resolve
-from ltx2.spec.request import request
+from ltx2.spec.card import Card
+from ltx2.spec.errors import RefusedRequest
+from ltx2.spec.plan import Plan
 from ltx2.spec.settings import Settings
+from ltx2.spec.shapes import plans_of, shortened
 
 LOG = logging.getLogger(__name__)
-WARM_UP = "a warm-up"
 LOOK = 0.2
 # A worker whose `serve` is gone ends this soon, whatever it does.
 ORPHAN_SECONDS = 3.0
@@ -73,18 +74,21 @@ def worker_command(values: argparse.Namespace, _: Settings) -> int:
 
 
 def make_engine(values: argparse.Namespace, machine: Settings) -> ProcessEngine:
-    """The engine that flags and settings name. Raises what `choose` raises."""
+    """The engine that flags and settings name. Raises what `choose` raises, and RefusedRequest for a warm-up."""
     if values.engine:
         # Its module is found where the tests are started.
         return ProcessEngine({}, values.engine, environment={"PYTHONPATH": os.pathsep.join(sys.path)})
     choice = choose(values, machine)
-    given = factory.options(choice.source, machine.device, machine.precision, warm_up(choice), machine)
-    return ProcessEngine(given)
+    plans = warm_ups(machine, choice.card)
+    return ProcessEngine(factory.options(choice.source, machine.device, machine.precision, plans, machine))
 
 
-def warm_up(choice: Choice) -> Plan:
-    """The plan that is made once before the first job: what most requests will ask for."""
-    return resolve(request(prompt=WARM_UP, seed=0), choice.card)
+def warm_ups(machine: Settings, card: Card) -> tuple[Plan, ...]:
+    """What is made, in few steps, before the first job. Raises RefusedRequest for a shape that this model cannot make."""
+    try:
+        return tuple(map(shortened, plans_of(machine.warm_up, card).values()))
+    except RefusedRequest as error:
+        raise RefusedRequest(f"warm_up: {error.message}", knob="warm_up", hint=error.hint) from None
 
 
 def _attend(engine: ProcessEngine, thread: threading.Thread, stop: threading.Event) -> int:

@@ -11,20 +11,25 @@ from pathlib import Path
 import torch
 
 from ltx2.engine import memory
-from ltx2.engine.faults import explained, frugal, is_out_of_memory, release
+from ltx2.engine.faults import bring_back, explained, frugal, is_out_of_memory, release
 from ltx2.models import fast
 from ltx2.models.components import Models
-from ltx2.pipeline.generate import generate
+from ltx2.models.precision import clamping, count_anew
+from ltx2.pipeline.generate import Retouch, generate, unchanged
 from ltx2.spec.errors import DoesNotFit, OutOfMemory
 from ltx2.spec.events import Event, Finished, Progress, Retrying
 from ltx2.spec.plan import Plan
 
 
 class Engine:
-    """Makes videos with loaded `Models`. Not re-entrant: one generation at a time."""
+    """Makes videos with loaded `Models`; `retouch` has the last word about every frame.
 
-    def __init__(self, models: Models):
-        self.models = models
+    Not re-entrant: one generation at a time.
+    """
+
+    def __init__(self, models: Models, retouch: Retouch = unchanged):
+        self.models, self.retouch = models, retouch
+        self.residency = models.residency
 
     def generate(self, plan: Plan, out: Path) -> Generator[Event, None, None]:
         """Make the Plan's video at `out`, yielding events; the last one is `Finished`.
@@ -35,7 +40,9 @@ class Engine:
         try ran out, too; InvalidOutput for values that are not finite; OutOfRoom when the disk is full; WorkerCrashed
         when the device is lost to this process; GenerationFailed for anything else.
         """
+        bring_back(self.models, self.residency)
         fit = self.check_fits(plan)
+        count_anew(self.models.networks["transformer"])
         clock = _Clock(self.models.device)
         ran_out = yield from self._attempt(plan, out, fit.tiled, clock)
         if ran_out:
@@ -47,12 +54,20 @@ class Engine:
                 f"the device ran out of memory at {plan.width}x{plan.height}, {plan.frames} frames",
                 hint="ask for a smaller size or fewer frames",
             )
-        yield Finished(out, plan.seed, clock.total(), clock.peak_bytes(), clock.timings, self._warnings())
+        yield Finished(
+            out,
+            plan.seed,
+            clock.total(),
+            clock.peak_bytes(),
+            clock.timings,
+            self._warnings(),
+            sum(clock.skipped.values()),
+        )
 
     def _attempt(self, plan: Plan, out: Path, tiled: bool, clock: _Clock) -> Generator[Event, None, bool]:
         """Try to make the video; the return value says whether memory ran out."""
         try:
-            for progress in generate(self.models, plan, out, tiled=tiled):
+            for progress in generate(self.models, plan, out, tiled, self.retouch):
                 clock.mark(progress)
                 yield progress
             return False
@@ -92,9 +107,12 @@ class Engine:
 
     def _warnings(self) -> tuple[str, ...]:
         models = self.models
+        clamped = clamping(models.networks["transformer"])
+        said = (clamped,) if clamped else ()
         if not models.fast:
-            return ()
-        return fast.slow_paths(models.networks["transformer"], models.networks["vae"], models.device)
+            return said
+        slow = fast.slow_paths(models.networks["transformer"], models.networks["vae"], models.device)
+        return (*said, *slow, *fast.lossy_paths(models.networks["transformer"], models.attention == "fp8"))
 
     def warm_up(self, plan: Plan) -> float:
         """Make the Plan's video once and throw it away, so that kernels and caches for its shapes are ready.
@@ -114,11 +132,14 @@ class _Clock:
     def __init__(self, device: torch.device):
         self.device = device
         self.timings: dict[str, float] = {}
+        self.skipped: dict[str, int] = {}
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self.begin = self.last = time.perf_counter()
 
     def mark(self, progress: Progress) -> None:
+        if progress.skipped:
+            self.skipped[progress.phase] = progress.skipped
         if progress.step < progress.steps:
             return
         if self.device.type == "cuda":

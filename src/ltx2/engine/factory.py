@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,24 +19,28 @@ if TYPE_CHECKING:
     from ltx2.engine.child import Generate
     from ltx2.models.embeddings import Embeddings
 
+LOG = logging.getLogger(__name__)
 # What a machine's settings say about the model beyond its device and precision.
-WORDS = ("text_encoder_precision", "text_encoder_device", "lora_mode", "prompt_cache", "fast")
+WORDS = (
+    "text_encoder_precision", "text_encoder_device", "lora_mode", "prompt_cache", "fast", "attention",
+    "activation_scales",
+)  # fmt: skip
 
 
 def options(
     source: Source,
     device: str = "auto",
     precision: str = "auto",
-    warm_up: Plan | None = None,
+    warm_up: Sequence[Plan] = (),
     machine: Settings | None = None,
 ) -> dict[str, Any]:
-    """What `make` needs to know, ready for the pipe; the child makes the `warm_up` plan once before it is ready.
+    """What `make` needs to know, ready for the pipe; the child makes the `warm_up` plans once before it is ready.
 
-    Of `machine` count the words about text encoder, LoRAs, embedded prompts and fast paths.
+    Of `machine` count the words about text encoder, LoRAs, embedded prompts, fast paths and attention.
     """
     named = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(source).items()}
     words = {name: getattr(machine or Settings(), name) for name in WORDS}
-    warm = warm_up.as_dict() if warm_up else None
+    warm = [plan.as_dict() for plan in warm_up]
     return {"source": named, "device": device, "precision": precision, "warm_up": warm, "machine": words}
 
 
@@ -43,7 +48,7 @@ def make(given: Mapping[str, Any]) -> Generate:
     """Load the model of `options` and return what makes its videos.
 
     Raises UnknownModel and CheckpointError for what is no model, DoesNotFit before weights are read when the device
-    cannot hold them and the warm-up plan, RefusedRequest for a device that is not there, and says what is wrong with it.
+    cannot hold them and the warm-up plans, RefusedRequest for a device that is not there, and says what is wrong with it.
     """
     source = source_of(given["source"])
     card = read_card(source)
@@ -52,22 +57,27 @@ def make(given: Mapping[str, Any]) -> Generate:
     from ltx2.engine import memory
     from ltx2.engine.engine import Engine
     from ltx2.models.components import Holding, load
+    from ltx2.models.fast.attention import check_attention
 
     words, device = given["machine"], device_of(given["device"])
+    check_attention(words["attention"], torch.device(device), words["fast"])
     held = _held(given, device)
     holding = Holding.named(
         held.precision, words["text_encoder_precision"], words["text_encoder_device"], words["lora_mode"]
     )
-    warm_up = Plan.from_dict(given["warm_up"]) if given["warm_up"] else None
-    if warm_up:
-        memory.check(warm_up, card, torch.device(device), held, loaded=False)
+    warm_up = [Plan.from_dict(plan) for plan in given["warm_up"]]
+    for plan in warm_up:
+        memory.check(plan, card, torch.device(device), held, loaded=False)
     dtype = torch.float32 if held.precision == "fp32" else torch.bfloat16
     embeddings = _embeddings(words["prompt_cache"])
     models = load(source, device=device, dtype=dtype, holding=holding, embeddings=embeddings)
-    models.fast = words["fast"]
+    models.fast, models.attention = words["fast"], words["attention"]
+    models.scale_activations(words["activation_scales"])
     engine = Engine(models)
-    if warm_up:
-        engine.warm_up(warm_up)
+    for plan in warm_up:
+        seconds = engine.warm_up(plan)
+        shape = f"{plan.width}x{plan.height}x{plan.frames}:{plan.preset}"
+        LOG.info("warm-up of %s: %.1f s", shape, seconds)
     return engine.generate
 
 

@@ -15,7 +15,7 @@ from ltx2.spec.cost import need
 from ltx2.spec.errors import DoesNotFit
 from ltx2.spec.geometry import SPATIAL, TEMPORAL
 from ltx2.spec.plan import Plan, Stage
-from ltx2.spec.precision import Held, transformer_bytes
+from ltx2.spec.precision import Held
 
 GIB = 2**30
 # What the CUDA context, workspaces and the allocator's rounding take beside tensors.
@@ -70,13 +70,10 @@ def wanted(plan: Plan, card: Card, precision: str | Held, loaded: bool, tiled: b
     A merged LoRA keeps the originals of the layers that it touches, which is nearly all of the transformer; an added
     one keeps nothing. Either lies on the device itself.
     """
-    held = Held(precision) if isinstance(precision, str) else precision
-    cost = need(plan, card, held)
-    uses = bool(plan.loras) or any(stage.lora for stage in plan.stages)
-    originals = transformer_bytes(card.shape, held.precision) if uses and held.merges else 0
+    cost = need(plan, card, precision)
     share = min(1.0, TILE_FRAMES / plan.frames) if tiled else 1.0
     weights = 0 if loaded else cost.weight_bytes + _file_bytes(plan)
-    working = originals + cost.activation_bytes + cost.text_key_bytes
+    working = cost.original_bytes + cost.activation_bytes + cost.text_key_bytes
     return weights + cost.kept_bytes + cost.graph_bytes + max(working, round(cost.decode_bytes * share))
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ltx2.spec import errors
+from ltx2.spec.discretion import is_unforeseen
 from ltx2.spec.errors import GenerationFailed, Ltx2Error
 from ltx2.spec.events import Finished, Progress, Retrying
 
@@ -87,6 +88,7 @@ class Done(Message):
     peak_bytes: int
     timings: dict[str, float]
     warnings: list[str]
+    skipped: int = 0
 
 
 class Cancelled(Message):
@@ -138,12 +140,13 @@ def report_of(job: int, event: Progress | Retrying | Finished) -> Report:
                 peak_bytes=event.peak_bytes,
                 timings=event.timings,
                 warnings=list(event.warnings),
+                skipped=event.skipped,
             )
 
 
 def finished_of(done: Done, out: Path) -> Finished:
     """The event that a Done stands for."""
-    return Finished(out, done.seed, done.seconds, done.peak_bytes, done.timings, tuple(done.warnings))
+    return Finished(out, done.seed, done.seconds, done.peak_bytes, done.timings, tuple(done.warnings), done.skipped)
 
 
 def broken_by(job: int | None, error: Exception) -> Broken:
@@ -152,7 +155,7 @@ def broken_by(job: int | None, error: Exception) -> Broken:
     Of one that nobody foresaw in a job only the type is told, since its text may name files and reaches the client;
     why an engine could not be made is told whole, to the one who runs it.
     """
-    if isinstance(error, Ltx2Error) and not (type(error) is GenerationFailed and error.__cause__ is not None):
+    if isinstance(error, Ltx2Error) and not is_unforeseen(error):
         return Broken(job=job, code=error.code, message=error.message, knob=error.knob, hint=error.hint)
     cause = error.__cause__ or error
     told = type(cause).__name__ + (f": {cause}"[:MAX_REASON] if job is None else "")

@@ -1,17 +1,18 @@
-"""One denoising stage: guidance passes, sampler, masks. Yields after every evaluation of the denoiser."""
+"""One denoising stage: guidance passes, sampler, masks, step caching. Yields after every evaluation of the denoiser."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ltx2.models.fast import Passes
 from ltx2.models.velocity import Perturbation, Stream
+from ltx2.pipeline.caching import Velocities
 from ltx2.pipeline.guidance import combine
 from ltx2.pipeline.latents import State
 from ltx2.pipeline.sampling import SAMPLERS, Latents, Noise
@@ -46,10 +47,17 @@ class Scene:
         )
 
 
+class Count(NamedTuple):
+    """Evaluations that are done, and how many of them were skipped by step caching."""
+
+    done: int
+    skipped: int
+
+
 def denoise(
     passes: Passes, stage: Stage, states: tuple[State, State], scene: Scene, noise: Noise
-) -> Generator[int, None, Latents]:
-    """Run a stage's sampler; yields the number of evaluations done and returns (video, audio) tokens.
+) -> Generator[Count, None, Latents]:
+    """Run a stage's sampler; yields a Count after every evaluation and returns (video, audio) tokens.
 
     `passes` are the transformer's guidance passes (`ltx2.models.fast`). The states are (video, audio); latents keep
     their dtype between steps.
@@ -59,14 +67,23 @@ def denoise(
         return tuple(state.settle(latent) for state, latent in zip(states, latents, strict=True))
 
     sampling = SAMPLERS[stage.sampler](tuple(state.latent for state in states), stage.sigmas, noise, settle)
-    done = 0
+    velocities, plain, guided, done = Velocities(stage.extras.cache), stage.unguided, True, 0
     try:
         latents, sigma = next(sampling)
         while True:
-            x0s = predict(passes, stage, (latents[0], latents[1]), states, sigma, scene)
+            step, before = stage.step_of(done), guided
+            guided = stage.extras.guides(step, stage.steps)
+            if guided != before:
+                velocities.forget()
+            x0s = velocities.guess(latents, sigma) if stage.extras.may_skip(step, stage.steps) else None
+            if x0s is None:
+                now = stage if guided else plain
+                x0s = settle(predict(passes, now, (latents[0], latents[1]), states, sigma, scene))
+                if stage.extras.cache:
+                    velocities.learn(latents, sigma, x0s)
             done += 1
-            yield done
-            latents, sigma = sampling.send(settle(x0s))
+            yield Count(done, velocities.skipped)
+            latents, sigma = sampling.send(x0s)
     except StopIteration as finished:
         return finished.value
 

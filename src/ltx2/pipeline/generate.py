@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ltx2.models.fast import passes
+from ltx2.models.fast import lossy_paths, passes
+from ltx2.pipeline.colour import yuv420
 from ltx2.pipeline.condition import first_frame
-from ltx2.pipeline.decode import decode_audio, decode_video
+from ltx2.pipeline.decode import decode_audio, decode_video, to_host
 from ltx2.pipeline.denoise import Scene, denoise
 from ltx2.pipeline.latents import (
     audio_positions,
@@ -31,25 +32,39 @@ if TYPE_CHECKING:
     from ltx2.models.components import Models
 
 
+Retouch = Callable[[Tensor], Tensor]
+"""From the next decoded frames, uint8 [f, H, W, 3] on the device, to those that are encoded."""
+
+
+def unchanged(frames: Tensor) -> Tensor:
+    """The Retouch that leaves frames as they are."""
+    return frames
+
+
 @torch.inference_mode()
-def generate(models: Models, plan: Plan, out: Path, tiled: bool = False) -> Generator[Progress, None, None]:
+def generate(
+    models: Models, plan: Plan, out: Path, tiled: bool = False, retouch: Retouch = unchanged
+) -> Generator[Progress, None, None]:
     """Make the Plan's video at `out`, yielding a Progress after every piece of work.
 
-    Closing the generator cancels within one evaluation and leaves no file. `tiled` decodes the picture in pieces.
+    Closing the generator cancels within one evaluation and leaves no file. `tiled` decodes the picture in pieces;
+    `retouch` has the last word about every frame.
     """
     positive, negative = prompts(models, plan)
     yield Progress("text", 1, 1)
     draw = torch.Generator().manual_seed(plan.seed)
-    video, audio, sound = None, None, None
+    video, audio, sound, skipped = None, None, None, 0
     for number in range(len(plan.stages)):
         if video is not None:
             video = upsample(models, video)
             yield Progress("upsample", 1, 1)
-        video, audio = yield from _stage(models, plan, number, (video, audio), (positive, negative), draw)
+        video, audio, left_out = yield from _stage(models, plan, number, (video, audio), (positive, negative), draw)
+        skipped += left_out
         if number == plan.audio_stage:
             sound = audio
     assert video is not None and sound is not None, "a plan has at least one stage, and one that gives the sound"
-    yield from _write(models, plan, out, video, sound, tiled)
+    pictures = (retouch(frames) for frames in decode_video(models, video, tiled))
+    yield from _write(models, plan, out, (pictures, sound), skipped)
 
 
 def prompts(models: Models, plan: Plan) -> tuple[Context, Context | None]:
@@ -67,8 +82,11 @@ def _stage(
     earlier: tuple[Tensor | None, Tensor | None],
     text: tuple[Context, Context | None],
     draw: torch.Generator,
-) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
-    """One stage: from the upsampled video [1, C, F, H, W] and audio tokens of the stage before, or from pure noise."""
+) -> Generator[Progress, None, tuple[Tensor, Tensor, int]]:
+    """One stage: from the upsampled video [1, C, F, H, W] and audio tokens of the stage before, or from pure noise.
+
+    Returns the same of this stage, and how many of its steps were skipped.
+    """
     stage, grid, card = plan.stages[number], plan.grid(plan.stages[number]), models.card
     given = None
     if plan.image:
@@ -94,14 +112,20 @@ def _stage(
     )
     with models.use("transformer") as transformer, models.lora(stage.lora):
         run = denoise(
-            passes(transformer, fast=models.fast), stage, states, scene, _sampler_noise(stage, shapes, plan, models)
+            passes(transformer, models.fast, models.attention == "fp8"),
+            stage,
+            states,
+            scene,
+            _sampler_noise(stage, shapes, plan, models),
         )
+        skipped = 0
         try:
             while True:
-                yield Progress(f"stage {number + 1}", next(run), stage.evaluations)
+                done, skipped = next(run)
+                yield Progress(f"stage {number + 1}", done, stage.evaluations, skipped)
         except StopIteration as finished:
             latents: Latents = finished.value
-    return video_from_tokens(latents[0], grid.video), latents[1]
+    return video_from_tokens(latents[0], grid.video), latents[1], skipped
 
 
 def _noise(shape: tuple[int, ...], generator: torch.Generator, models: Models) -> Tensor:
@@ -134,14 +158,16 @@ def _single_frames(tokens: int, first: int, models: Models) -> Tensor:
 
 
 def _write(
-    models: Models, plan: Plan, out: Path, video: Tensor, sound: Tensor, tiled: bool
+    models: Models, plan: Plan, out: Path, parts: tuple[Iterator[Tensor], Tensor], skipped: int
 ) -> Generator[Progress, None, None]:
-    """Decode and write: the encoder has its own thread, and works on the picture while the sound is decoded."""
-    with writing(plan, out, models.card.output_sampling_rate if plan.audio else None) as muxer:
-        for frames in decode_video(models, video, tiled):
+    """Write chunks of frames as they come, and the sound of audio tokens, which is decoded while the picture is encoded."""
+    pictures, sound = parts
+    lossy = lossy_paths(models.networks["transformer"], models.fast and models.attention == "fp8")
+    with writing(plan, out, models.card.output_sampling_rate if plan.audio else None, skipped, lossy) as muxer:
+        for frames in pictures:
             if muxer.count == 0:
                 yield Progress("decode", 1, 1)
-            muxer.frames(frames.numpy())
+            muxer.frames(to_host(yuv420(frames)).numpy())
             if muxer.count < plan.frames:
                 yield Progress("write", muxer.count, plan.frames)
         if plan.audio:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ltx2.models.encoder import hidden_states
 from ltx2.spec.errors import RefusedRequest
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ class Context:
 def embed(models: Models, texts: list[str]) -> Context:
     """Embed prompts (one row each) with all hidden states of the text encoder and the connectors.
 
-    Texts are padded on the left to the card's `text_tokens`. Every text is embedded alone, so that its tokens do not
-    depend on what else is asked and may be remembered. Raises RefusedRequest when a text is longer than that: the end
-    of a prompt is never cut off silently.
+    Texts are padded on the left to the card's `text_tokens`; the encoder leaves most of the padding out. Every text is
+    embedded alone, so that its tokens do not depend on what else is asked and may be remembered. Raises RefusedRequest
+    when a text is longer than that: the end of a prompt is never cut off silently.
     """
     texts = [text.strip() for text in texts]
     found = {text: models.recall(text) for text in texts}
@@ -44,21 +45,21 @@ def _encode(models: Models, texts: list[str]) -> list[tuple[Tensor, Tensor]]:
     ids, mask = tokenise(models.tokenizer, texts, models.card.text_tokens)
     rows = [(ids[row : row + 1], mask[row : row + 1]) for row in range(len(texts))]
     with models.use("text_encoder") as encoder:
-        states = [_states(encoder, *row, models.text_device).to(models.device) for row in rows]
+        states = [hidden_states(encoder, *row, models.text_device, models.fast).to(models.device) for row in rows]
     pairs: list[tuple[Tensor, Tensor]] = []
     with models.use("connectors") as connectors:
         for stacked, (_, valid) in zip(states, rows, strict=True):
-            stacked, valid = stacked.to(connectors.dtype), valid.to(models.device)
-            video, audio, _ = connectors(stacked, valid, padding_side="left")
+            stacked = _padded(stacked.to(connectors.dtype), valid.shape[1])
+            video, audio, _ = connectors(stacked, valid.to(models.device), padding_side="left")
             pairs.append((video, audio))
     return pairs
 
 
-def _states(encoder: Any, ids: Tensor, mask: Tensor, device: torch.device) -> Tensor:
-    """All hidden states [1, S, D, layers + 1]."""
-    # The inner model: the outer one would also compute logits over the whole vocabulary for every position.
-    result = encoder.model(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
-    return torch.stack(result.hidden_states, dim=-1)
+def _padded(states: Tensor, length: int) -> Tensor:
+    """[1, s, D, N] -> [1, length, D, N] with zeros in front."""
+    whole = states.new_zeros(1, length, *states.shape[2:])
+    whole[:, length - states.shape[1] :] = states
+    return whole
 
 
 def tokenise(tokenizer: Any, texts: list[str], length: int) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,14 @@
 """What a Plan costs: transformer passes, operations, bytes, and estimated seconds and dollars on one H200.
 
 Counting needs shapes only, so it runs without torch, weights or a GPU. An operation is a multiplication or an addition
-(one multiply-accumulate counts two); only matrix products and attention are counted.
+(one multiply-accumulate counts two); only matrix products and attention are counted. What runs is counted: the fast path's
+perturbed pass begins at its first perturbed block, and guidance counts in the steps that it runs in.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from ltx2.spec.card import Card, Shape
@@ -49,10 +51,12 @@ class Cost:
     """The need of a Plan.
 
     `flops` are those of the denoising stages, `text_flops` those of the text encoder. `weight_bytes` has LoRAs that came
-    with the model in it. Of the fast path are `text_key_bytes`, the text keys of the stage at work, `kept_bytes`, those
-    that graphs keep from stage to stage, and `graph_bytes`, the graphs' pool. `resident_bytes` is the peak with every
-    network on the device, `staged_bytes` with one network at a time. `seconds` is a warm run on one H200 at `rate`
-    operations a second, without the encoding of the video, and `dollars` its price.
+    with the model in it; `original_bytes` are weights that a merged LoRA touches, kept to be put back. Of the fast path
+    are `text_key_bytes`, the text keys of the stage at work, `kept_bytes`, those that graphs keep from stage to stage, and
+    `graph_bytes`, the graphs' pool. `resident_bytes` is the peak with every network on the device, `staged_bytes` with one
+    network at a time. `seconds` is a warm run on one H200 at `rate` operations a second, without the encoding of the
+    video, and `dollars` its price. With step caching less may run, which cannot be known before: passes, operations,
+    seconds and dollars are then `at_most`.
     """
 
     stages: tuple[StageCost, ...]
@@ -60,6 +64,7 @@ class Cost:
     flops: float
     text_flops: float
     weight_bytes: int
+    original_bytes: int
     activation_bytes: int
     text_key_bytes: int
     kept_bytes: int
@@ -70,6 +75,7 @@ class Cost:
     rate: float
     seconds: float
     dollars: float
+    at_most: bool
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -81,7 +87,7 @@ def need(plan: Plan, card: Card, precision: str | Held = "bf16", price_per_hour:
     shape = card.shape
     held = Held(precision) if isinstance(precision, str) else precision
     width = FLOAT_BYTES[held.precision]
-    stages = tuple(stage_cost(stage, plan.grid(stage), card) for stage in plan.stages)
+    stages = tuple(stage_cost(stage, plan.grid(stage), card, held.fast) for stage in plan.stages)
     flops = sum(stage.flops for stage in stages)
     prompts = max(_rows(stage) for stage in plan.stages)
     text_flops = prompts * card.text_tokens * shape.text_encoder_bytes  # bf16: two bytes and two operations a weight
@@ -92,7 +98,12 @@ def need(plan: Plan, card: Card, precision: str | Held = "bf16", price_per_hour:
         shape.other_bytes * width // 2,
     ]
     lora = shape.lora_bytes + (0 if held.merges else shape.drawn_lora_bytes)
-    moments = [_moment(stage, plan.grid(stage), card, width, held.fast) for stage in plan.stages]
+    # Nearly all of the transformer is touched. Merging what stands for a LoRA with random weights does nothing.
+    merged = bool(plan.loras) or (any(stage.lora for stage in plan.stages) and not shape.drawn_lora_bytes)
+    originals = weights[0] if merged and held.merges else 0
+    moments = [
+        _moment(kind, plan.grid(stage), card, width, held.fast) for stage in plan.stages for kind, _ in _kinds(stage)
+    ]
     activations, keys = max(one.activations for one in moments), max(one.keys for one in moments)
     kept, graphs = _kept(moments, card)
     decode = round((FAST_DECODE_BYTES_PER_PIXEL if held.fast else DECODE_BYTES_PER_PIXEL) * pixels * width / 2)
@@ -106,22 +117,25 @@ def need(plan: Plan, card: Card, precision: str | Held = "bf16", price_per_hour:
         flops=flops,
         text_flops=text_flops,
         weight_bytes=sum(weights) + lora,
+        original_bytes=originals,
         activation_bytes=activations,
         text_key_bytes=keys,
         kept_bytes=kept,
         graph_bytes=graphs,
         decode_bytes=decode,
-        resident_bytes=sum(weights) + lora + kept + graphs + max(activations + keys, decode),
-        staged_bytes=lora + max(weights[0] + kept + graphs + activations + keys, weights[1], weights[2] + decode),
+        resident_bytes=sum(weights) + lora + kept + graphs + max(originals + activations + keys, decode),
+        staged_bytes=lora
+        + max(weights[0] + originals + kept + graphs + activations + keys, weights[1], weights[2] + decode),
         rate=rate,
         seconds=seconds,
         dollars=seconds / 3600 * price_per_hour,
+        at_most=plan.skips,
     )
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """One stage at work: bytes of activations and text keys, and its kind if it is recorded as a graph."""
+    """One kind of evaluation at work: bytes of activations and text keys, and its kind if it is recorded as a graph."""
 
     activations: int
     keys: int
@@ -156,20 +170,37 @@ def _rows(stage: Stage) -> int:
     return 2 if stage.video.cfg != 1 or stage.audio.cfg != 1 else 1
 
 
-def stage_cost(stage: Stage, grid: Grid, card: Card) -> StageCost:
+def stage_cost(stage: Stage, grid: Grid, card: Card, fast: bool = True) -> StageCost:
     """Tokens, passes and operations of all steps of one stage."""
-    full = forward_flops(card.shape, grid.video_tokens, grid.audio_tokens, card.text_tokens)
-    isolated = forward_flops(card.shape, grid.video_tokens, grid.audio_tokens, card.text_tokens, isolated=True)
-    isolates = any(guidance.modality != 1 for guidance in (stage.video, stage.audio))
-    step = full * (stage.passes_per_step - isolates) + isolated * isolates
-    passes = stage.evaluations * stage.passes_per_step
-    return StageCost(grid.video_tokens, grid.audio_tokens, passes, stage.evaluations * step)
+    flops = sum(count * _evaluation_flops(kind, grid, card, fast) for kind, count in _kinds(stage))
+    return StageCost(grid.video_tokens, grid.audio_tokens, stage.passes, flops)
 
 
-def forward_flops(shape: Shape, video: int, audio: int, text: int, isolated: bool = False) -> float:
+def _kinds(stage: Stage) -> list[tuple[Stage, int]]:
+    """The stage as it is guided, and as it is where guidance does not run, each with its evaluations, where there are any."""
+    guided = stage.guided_evaluations
+    kinds = ((stage, guided), (stage.unguided, stage.evaluations - guided))
+    return [(kind, count) for kind, count in kinds if count]
+
+
+def _evaluation_flops(stage: Stage, grid: Grid, card: Card, fast: bool) -> float:
+    """All passes of one guided evaluation."""
+    sides = (stage.video, stage.audio)
+    pass_flops = partial(forward_flops, card.shape, grid.video_tokens, grid.audio_tokens, card.text_tokens)
+    flops = pass_flops() * (1 + any(side.cfg != 1 for side in sides))
+    if any(side.stg for side in sides):
+        begin = min((*stage.video.stg_blocks, *stage.audio.stg_blocks)) if fast else 0
+        flops += pass_flops(begin=begin)
+    if any(side.modality != 1 for side in sides):
+        flops += pass_flops(isolated=True)
+    return flops
+
+
+def forward_flops(shape: Shape, video: int, audio: int, text: int, isolated: bool = False, begin: int = 0) -> float:
     """Operations of one transformer pass over `video`, `audio` and `text` tokens of one sample.
 
-    An `isolated` pass leaves out the attention between the two modalities.
+    An `isolated` pass leaves out the attention between the two modalities; one that goes on from another pass begins at
+    block `begin`.
     """
     wide, narrow = shape.video_dim, shape.audio_dim
     block = _stream_flops(wide, video, text) + _stream_flops(narrow, audio, text)
@@ -177,8 +208,9 @@ def forward_flops(shape: Shape, video: int, audio: int, text: int, isolated: boo
         # Both directions attend in the audio width: queries, keys, values and output of either side, then the products.
         sides = 4 * wide * narrow * video + 4 * narrow**2 * audio
         block += 2 * (sides + 4 * video * audio * narrow)
-    ends = 4 * shape.latent_channels * wide * video + 2 * text * (shape.text_width * wide + wide**2)
-    return shape.layers * block + ends
+    leaving = 2 * shape.latent_channels * wide * video
+    entering = leaving + 2 * text * (shape.text_width * wide + wide**2)
+    return (shape.layers - begin) * block + leaving + (0 if begin else entering)
 
 
 def _stream_flops(width: int, tokens: int, text: int) -> float:

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ltx2.spec import shapes
 from ltx2.spec.errors import RefusedRequest
+from ltx2.spec.shapes import DEFAULT, NOTHING, ORIGINAL
 
 PREFIX = "LTX2_MODAL_"
 FILE = "ltx2.toml"
@@ -22,8 +24,6 @@ CARRIED = "LTX2_DEPLOYMENT"
 SNAPSHOTS = ("none", "cpu", "gpu")
 PRECISIONS = ("auto", "bf16", "fp8")
 GB = 10**9
-# In `warm_up`: the video of a request that names no shape; and, alone, nothing at all.
-DEFAULT, NOTHING = "default", "none"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Deployment:
     or a hub id of a Diffusers folder; `revision`: its commit (None: the one that the download found and pinned).
     `gpus`: ranked, with fallbacks. `precision`: auto is bf16 where the weights fit, else fp8. `preset`: of requests that
     name none (None: what suits the model). `warm_up`: what a container makes once, with few steps, before its first job:
-    shapes as in 768x512x97, and `default`, what a request gets that names none; () is nothing.
+    shapes as in 768x512x97 or 768x512x97:classic; `default`, what a request gets that names none, and `original`, what
+    the original routes make; () is nothing.
     `min_containers`, `max_containers`, `buffer_containers`: of the GPU class; `scaledown_window`: seconds that an idle one
     stays; `web_containers`: the most of the web function. `region`: None is anywhere, which is cheapest.
     `timeout`: seconds of one video; `startup_timeout`: seconds of loading. `attempts`: how often a job is begun when
@@ -77,7 +78,7 @@ class Deployment:
     gpus: tuple[str, ...] = ("H200", "B200", "H100")
     precision: str = "auto"
     preset: str | None = None
-    warm_up: tuple[str, ...] = (DEFAULT,)
+    warm_up: tuple[str, ...] = (DEFAULT, ORIGINAL)
     min_containers: int = 0
     max_containers: int = 1
     buffer_containers: int = 0
@@ -149,11 +150,7 @@ def checked(deployment: Deployment) -> Deployment:
     _one_of("precision", deployment.precision, PRECISIONS)
     _check_numbers(deployment)
     for shape in deployment.warm_up:
-        if shape != DEFAULT and not re.fullmatch(r"\d+x\d+x\d+", shape):
-            raise RefusedRequest(
-                f"warm_up: {shape!r} is no shape", knob="warm_up",
-                hint="width x height x frames: 768x512x97; or default; or none, alone",
-            )  # fmt: skip
+        shapes.check(shape, "warm_up")
     # It becomes a part of the service's host name.
     if not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){0,39}", deployment.app):
         raise RefusedRequest(

@@ -10,12 +10,14 @@ from pathlib import Path
 class Progress:
     """Step `step` of `steps` of a phase is done: text, stage 1, upsample, stage 2, decode, write, sound, write.
 
-    Frames are written as they come; the last step of `write` comes when the file is complete, sound and all.
+    Frames are written as they come; the last step of `write` comes when the file is complete, sound and all. `skipped` of
+    a stage's steps were not computed (step caching).
     """
 
     phase: str
     step: int
     steps: int
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Finished:
     """The file is complete and in place.
 
     `seconds` is the wall time of the whole run, `timings` those of its phases, `peak_bytes` the device memory peak
-    (resident memory of the process on a CPU), `warnings` what a user should know about the result.
+    (resident memory of the process on a CPU), `warnings` what a user should know about the result. `skipped` denoising
+    steps were not computed (step caching).
     """
 
     path: Path
@@ -39,6 +42,7 @@ class Finished:
     peak_bytes: int
     timings: dict[str, float] = field(default_factory=dict[str, float])
     warnings: tuple[str, ...] = ()
+    skipped: int = 0
 
 
 Event = Progress | Retrying | Finished

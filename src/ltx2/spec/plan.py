@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
 
 from ltx2.spec import geometry
 from ltx2.spec.card import Card
 from ltx2.spec.errors import RefusedRequest
+from ltx2.spec.lossy import NO_EXTRAS, Extras, check_offered, extras
 from ltx2.spec.presets import OFF, Preset, Scales, StageRecipe, preset
 from ltx2.spec.request import Request
 from ltx2.spec.schedule import shifted_sigmas
@@ -35,9 +36,15 @@ class Guidance:
         return 1 + (self.cfg != 1) + (self.stg != 0) + (self.modality != 1)
 
 
+UNGUIDED = Guidance(OFF.cfg, OFF.stg, OFF.modality, OFF.rescale, ())
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One denoising stage of a Plan. `sigmas` end in 0; a stage after the first starts from the upsampled latent."""
+    """One denoising stage of a Plan. `sigmas` end in 0; a stage after the first starts from the upsampled latent.
+
+    `extras` say what of it is left out.
+    """
 
     width: int
     height: int
@@ -46,14 +53,20 @@ class Stage:
     video: Guidance
     audio: Guidance
     lora: float
+    extras: Extras = NO_EXTRAS
 
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
     @property
+    def unguided(self) -> Stage:
+        """The stage as it is where guidance does not run."""
+        return replace(self, video=UNGUIDED, audio=UNGUIDED)
+
+    @property
     def passes_per_step(self) -> int:
-        """Transformer passes a step: a pass serves both modalities."""
+        """Transformer passes a guided evaluation: a pass serves both modalities."""
         kinds = [(g.cfg != 1, g.stg != 0, g.modality != 1) for g in (self.video, self.audio)]
         return 1 + sum(any(pair) for pair in zip(*kinds, strict=True))
 
@@ -61,6 +74,21 @@ class Stage:
     def evaluations(self) -> int:
         """Calls of the denoiser: one a step, two for res_2s (with one more for its last interval to zero)."""
         return 2 * self.steps + 1 if self.sampler == "res_2s" else self.steps
+
+    def step_of(self, evaluation: int) -> int:
+        """The step that an evaluation, counted from 0, belongs to."""
+        return min(evaluation // 2, self.steps - 1) if self.sampler == "res_2s" else evaluation
+
+    @property
+    def guided_evaluations(self) -> int:
+        """Evaluations in which guidance runs."""
+        return sum(self.extras.guides(self.step_of(number), self.steps) for number in range(self.evaluations))
+
+    @property
+    def passes(self) -> int:
+        """Transformer passes of the stage, at most: step caching leaves some out."""
+        guided = self.guided_evaluations
+        return guided * self.passes_per_step + self.evaluations - guided
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,11 @@ class Plan:
     loras: tuple[tuple[str, float], ...]
 
     @property
+    def megapixel_frames(self) -> float:
+        """Millions of pixels of all frames: what is counted, priced and limited."""
+        return self.width * self.height * self.frames / 1e6
+
+    @property
     def seconds(self) -> float:
         return float(self.frames / self.fps)
 
@@ -96,8 +129,13 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """Transformer passes of the whole plan."""
-        return sum(stage.evaluations * stage.passes_per_step for stage in self.stages)
+        """Transformer passes of the whole plan, at most: step caching leaves some out."""
+        return sum(stage.passes for stage in self.stages)
+
+    @property
+    def skips(self) -> bool:
+        """Whether steps may be left out, so that counts are upper bounds."""
+        return any(stage.extras.cache for stage in self.stages)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back."""
@@ -123,6 +161,10 @@ def _stage_from(data: dict[str, Any]) -> Stage:
         guidance["stg_blocks"] = tuple(guidance["stg_blocks"])
         values[side] = Guidance(**guidance)
     values["sigmas"] = tuple(data["sigmas"])
+    # Plans of the first versions have no extras.
+    left_out = data.get("extras", asdict(NO_EXTRAS))
+    begin, end = left_out["guided"]
+    values["extras"] = Extras((float(begin), float(end)), float(left_out["cache"]))
     return Stage(**values)
 
 
@@ -150,6 +192,7 @@ def resolve(request: Request, card: Card) -> Plan:
     fps = _fps(request, recipe)
     frames = _frames(request, recipe, fps, card)
     _check_steps(request, name, recipe)
+    check_offered(request, name, recipe.guided)
     seed = random.SystemRandom().randrange(2**31) if request.seed is None else request.seed
     stages = tuple(_stage(request, recipe, row, card, (width, height, frames, fps)) for row in recipe.stages)
     return Plan(
@@ -268,15 +311,18 @@ def _stage(
     lora = row.lora if card.kind == "dev" else 0.0
     if request.lora_strength is not None and lora > 0:
         lora = request.lora_strength
-    return Stage(
-        width, height, sigmas, sampler,
-        _guidance(request, row, row.video, card, "video"), _guidance(request, row, row.audio, card, "audio"), lora,
-    )  # fmt: skip
+    video, audio = (
+        _guidance(request, row, side, card, name) for side, name in ((row.video, "video"), (row.audio, "audio"))
+    )
+    left_out = NO_EXTRAS
+    if row.sigmas is None:
+        left_out = extras(request, sampler, len(sigmas) - 1, (video.passes, audio.passes))
+    return Stage(width, height, sigmas, sampler, video, audio, lora, left_out)
 
 
 def _guidance(request: Request, row: StageRecipe, scales: Scales, card: Card, side: str) -> Guidance:
     if row.sigmas is not None:
-        return Guidance(OFF.cfg, OFF.stg, OFF.modality, OFF.rescale, ())
+        return UNGUIDED
     asked = {knob: getattr(request, f"{side}_{knob}") for knob in ("cfg", "stg", "modality", "rescale")}
     chosen = {knob: getattr(scales, knob) if value is None else value for knob, value in asked.items()}
     blocks = (card.stg_blocks if request.stg_blocks is None else request.stg_blocks) if chosen["stg"] else ()

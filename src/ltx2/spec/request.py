@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -24,9 +24,23 @@ def _fps(value: Any) -> Any:
         raise ValueError(f"{value!r} is neither a decimal nor a fraction; write 24, 23.976 or 24000/1001") from None
 
 
+def _interval(value: Any) -> Any:
+    """A pair, or text as in 0:0.5."""
+    if not isinstance(value, str):
+        # After a validator of Python's, strict JSON takes no list for a tuple.
+        return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+    begin, _, end = value.partition(":")
+    try:
+        return float(begin), float(end)
+    except ValueError:
+        raise ValueError(f"{value!r} is no interval of the steps; write 0:0.5 for the first half of them") from None
+
+
 Fps = Annotated[Fraction, BeforeValidator(_fps)]
 Scale = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Interval = Annotated[tuple[Unit, Unit], BeforeValidator(_interval)]
+Change = Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
 
 
 class Lora(BaseModel):
@@ -42,7 +56,8 @@ class Request(BaseModel):
 
     Sizes in pixels, `seconds` snaps to the nearest 8k+1 frames (the only value that is changed silently, and the
     Plan shows it), `fps` is kept exactly as written. Guidance scales: `cfg` 1 is off, `stg` 0 is off, `modality` 1 is
-    off, `rescale` 0 is off; the `audio_` ones belong to the sound.
+    off, `rescale` 0 is off; the `audio_` ones belong to the sound. Lossy, and off if left out: `guidance_interval`, the
+    share of the steps (from, to) in which guidance runs, and `step_cache`, see `ltx2.spec.lossy`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +83,8 @@ class Request(BaseModel):
     audio_modality: Scale | None = None
     audio_rescale: Unit | None = None
     stg_blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    guidance_interval: Interval | None = None
+    step_cache: Change | None = None
     lora_strength: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     image: str | None = None
     image_strength: Unit = 1.0

@@ -8,10 +8,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ltx2.spec.errors import RefusedRequest
 from ltx2.spec.settings import Settings
+from ltx2.spec.shapes import NOTHING
 
 FILE = "ltx2.toml"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -158,6 +159,8 @@ def build(*sources: Mapping[str, Any]) -> ServiceSettings:
 
 def _word(value: Any) -> str:
     """A setting of the machine as the environment would say it."""
+    if isinstance(value, list):
+        return ",".join(map(_word, cast(list[Any], value))) or NOTHING
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx2.spec.errors import RefusedRequest
+from ltx2.spec.shapes import WORDS, read_shapes
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "bf16", "fp32", "fp8")
 TEXT_PRECISIONS = ("auto", "int8", "int4")
 LORA_MODES = ("auto", "merged", "added")
+ATTENTIONS = ("auto", "fp8")
+ACTIVATION_SCALES = ("auto", "static")
 # Of embedded prompts: about 16 MB each with the published models.
 PROMPT_MEMORY_BYTES = 256 * 2**20
 PROMPT_DISK_BYTES = 2 * 2**30
@@ -28,6 +31,10 @@ class Settings:
     GPU in dollars. `text_encoder_precision` auto means as `precision`, `text_encoder_device` auto means as `device`.
     `lora_mode` auto merges LoRAs into weights, but adds them at run time to fp8. `prompt_cache` is memory, off, or the
     folder where embedded prompts are kept. `fast` off is the plain path of the transformer: the same result, slower.
+    `attention` fp8 is lossy and for Hopper GPUs: the self-attention of large pictures in float8; auto is exact.
+    `activation_scales` static takes those of a published fp8 file; auto gives every row of activations its own.
+    `warm_up` are the shapes that a worker makes before its first job (see `shapes`). `kernel_cache` is the folder of
+    compiled kernels (None: that of each compiler, in the home folder).
     """
 
     model: str | None = None
@@ -40,11 +47,16 @@ class Settings:
     lora_mode: str = "auto"
     prompt_cache: str = "memory"
     fast: bool = True
+    attention: str = "auto"
+    activation_scales: str = "auto"
+    warm_up: tuple[str, ...] = WORDS
+    kernel_cache: Path | None = None
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
         """Read LTX2_MODEL, LTX2_DEVICE, LTX2_PRECISION, LTX2_CACHE, LTX2_PRICE_PER_HOUR, LTX2_TEXT_ENCODER_PRECISION,
-        LTX2_TEXT_ENCODER_DEVICE, LTX2_LORA_MODE, LTX2_PROMPT_CACHE and LTX2_FAST; empty means unset.
+        LTX2_TEXT_ENCODER_DEVICE, LTX2_LORA_MODE, LTX2_PROMPT_CACHE, LTX2_FAST, LTX2_ATTENTION,
+        LTX2_ACTIVATION_SCALES, LTX2_WARM_UP and LTX2_KERNEL_CACHE; empty means unset.
 
         Raises RefusedRequest for a value that cannot be used.
         """
@@ -63,9 +75,15 @@ class Settings:
         _check("LTX2_LORA_MODE", lora_mode, LORA_MODES)
         fast = given.get("fast", "on")
         _check("LTX2_FAST", fast, ("on", "off"))
+        attention = given.get("attention", cls.attention)
+        _check("LTX2_ATTENTION", attention, ATTENTIONS)
+        scales = given.get("activation_scales", cls.activation_scales)
+        _check("LTX2_ACTIVATION_SCALES", scales, ACTIVATION_SCALES)
         return cls(
             given.get("model"), device, precision, cache, price,
-            text_precision, text_device, lora_mode, given.get("prompt_cache", cls.prompt_cache), fast == "on",
+            text_precision, text_device, lora_mode, given.get("prompt_cache", cls.prompt_cache), fast == "on", attention,
+            scales, read_shapes(given.get("warm_up", ",".join(cls.warm_up)), "LTX2_WARM_UP"),
+            Path(given["kernel_cache"]).expanduser() if "kernel_cache" in given else None,
         )  # fmt: skip
 
 

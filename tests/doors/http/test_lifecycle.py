@@ -326,7 +326,7 @@ def test_usage(made: Make) -> None:
     video = made()
     assert video["usage"] == {
         "gpu_seconds": 0.25, "megapixel_frames": pytest.approx(256 * 192 * 49 / 1e6), "peak_memory_mb": 50.0,
-        "cost": pytest.approx(0.25 / 3600 * 4.54, abs=1e-6), "currency": "USD",
+        "skipped_steps": 0, "cost": pytest.approx(0.25 / 3600 * 4.54, abs=1e-6), "currency": "USD",
     }  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def test_weights_are_served_at_the_pinned_commit_only(tmp_path: Path):
     with pytest.raises(CheckpointError, match="settings say def"):
         weights.source_of(Deployment(model="ltx-2-distilled-fp8", root=str(tmp_path), revision="def"))
     with pytest.raises(NotOffered):
-        weights.parts(Deployment(model="ltx-2.5"))
+        weights.parts(Deployment(model="ltx-2.5-int8"))
 
 
 def test_precision_follows_the_gpu_that_came():
@@ -269,6 +269,14 @@ def test_with_a_database_each_job_begins_a_call_and_tokens_take_turns(tmp_path: 
     assert place.hand.make_next("fc-3")["state"] == "ended" and place.hand.make_next("fc-4") == {"state": "nothing"}
     assert place.outputs.volume.commits == 3  # type: ignore[attr-defined]
     assert len(list(place.outputs.folder.rglob("out.mp4"))) == 3
+
+
+def test_with_a_database_no_job_waits_for_a_call_that_is_over(tmp_path: Path):
+    place = InDatabase(tmp_path)
+    jobs = [place.queue.submit(ask("ann", f"a{number}", running=1)).job for number in range(2)]
+    assert place.hand.store.claim("fc-1") is not None
+    assert place.hand.make_next("fc-2")["state"] == "ended", "how many run at once is not for the token to say here"
+    assert [job.most_running for job in jobs] == [None, None]
 
 
 def test_with_a_database_a_call_that_is_begun_anew_finds_its_own_job(tmp_path: Path):

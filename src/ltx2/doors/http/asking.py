@@ -25,7 +25,10 @@ GUIDED = (
     "guidance_scale", "video_cfg", "video_stg", "video_modality", "video_rescale",
     "audio_cfg", "audio_stg", "audio_modality", "audio_rescale", "stg_blocks",
 )  # fmt: skip
-PLAIN = ("negative_prompt", "preset", "sampler", "schedule", "stg_blocks", "lora_strength", "image_strength")
+PLAIN = (
+    "negative_prompt", "preset", "sampler", "schedule", "stg_blocks", "lora_strength", "image_strength",
+    "guidance_interval", "step_cache",
+)  # fmt: skip
 SCALES = tuple(name for name in GUIDED if name not in ("guidance_scale", "stg_blocks"))
 
 

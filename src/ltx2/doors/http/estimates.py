@@ -36,7 +36,7 @@ def share_done(plan: Plan, progress: Mapping[str, Any] | None) -> float:
 
 
 def _shares(plan: Plan) -> list[tuple[str, float]]:
-    work = [stage.evaluations * stage.passes_per_step * stage.width * stage.height for stage in plan.stages]
+    work = [stage.passes * stage.width * stage.height for stage in plan.stages]
     share = (1 - sum(AROUND.values())) / sum(work)
     stages: list[tuple[str, float]] = []
     for index, amount in enumerate(work):

@@ -87,7 +87,8 @@ class Capabilities(BaseModel):
 
 class Estimate(BaseModel):
     """What a request would take. `basis`: `jobs` (learned from finished jobs here), `h200` (counted for one warm H200),
-    or `none` (no job of the embedded model has been seen yet). Cost is in dollars at the operator's price."""
+    or `none` (no job of the embedded model has been seen yet). Cost is in dollars at the operator's price. With `at_most`
+    (step_cache) passes, teraflops, seconds and cost are upper bounds."""
 
     model: str
     plan: dict[str, Any]
@@ -96,6 +97,7 @@ class Estimate(BaseModel):
     teraflops: float
     seconds: float | None
     basis: Literal["jobs", "h200", "none"]
+    at_most: bool
     cost: float | None
     currency: Literal["USD"] = "USD"
     fits: bool
@@ -149,7 +151,16 @@ def _facts(card: Card, sources: list[str]) -> ModelFacts:
             resolve(asked_for(prompt="x", preset=name), card)
         except RefusedRequest:
             continue
-        guided = ["negative_prompt", "steps", "schedule", "guidance_scale", "video_cfg", "audio_cfg"]
+        guided = [
+            "negative_prompt",
+            "steps",
+            "schedule",
+            "guidance_scale",
+            "video_cfg",
+            "audio_cfg",
+            "guidance_interval",
+        ]
+        guided += ["step_cache"] if recipe.stages[0].sampler == "euler" else []
         presets[name] = PresetFacts(
             about=recipe.about,
             width=recipe.width,
@@ -198,6 +209,7 @@ def _estimate(body: Body, parts: Parts) -> Estimate:
         teraflops=round(counted.flops / 1e12, 3),
         seconds=None if seconds is None else round(seconds, 2),
         basis="none" if seconds is None else "jobs" if measured else "h200",
+        at_most=counted.at_most,
         cost=None if seconds is None else round(seconds / 3600 * price, 6),
         fits=hint is None,
         hint=hint or None,

@@ -27,7 +27,7 @@ from ltx2.doors.http.body import Body, clip
 from ltx2.doors.http.refusals import FieldNotOffered
 from ltx2.spec.errors import RefusedRequest
 from ltx2.spec.geometry import parse_fps
-from ltx2.spec.request import Sampler, Schedule
+from ltx2.spec.request import Change, Interval, Sampler, Schedule
 
 MAX_PROMPT = 8_000
 MAX_SECONDS = 3_600.0
@@ -107,6 +107,22 @@ Fps = Annotated[
 Pixels = Annotated[int, Field(le=100_000)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[
+    Interval,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "array",
+                    "items": {"type": "number", "minimum": 0, "maximum": 1},
+                    "minItems": 2,
+                    "maxItems": 2,
+                },
+                {"type": "string", "pattern": "^[01](\\.[0-9]{1,6})?:[01](\\.[0-9]{1,6})?$"},
+            ]
+        }
+    ),
+]
 
 
 class Strictly(BaseModel):
@@ -174,6 +190,8 @@ class Asked(Strictly):
     audio_modality: Guidance | Missing = None
     audio_rescale: Unit | Missing = None
     stg_blocks: Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(max_length=64)] | Missing = None
+    guidance_interval: Share | Missing = None
+    step_cache: Change | Missing = None
     lora_strength: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | Missing = None
     loras: Annotated[list[Any], Field(max_length=16)] | Missing = None
     audio: bool | Missing = None
@@ -234,11 +252,13 @@ class Failure(BaseModel):
 
 
 class Usage(BaseModel):
-    """What a finished video took. `gpu_seconds` is the engine's wall time, `cost` that time at the operator's price."""
+    """What a finished video took. `gpu_seconds` is the engine's wall time, `cost` that time at the operator's price;
+    `skipped_steps` were not computed (step_cache)."""
 
     gpu_seconds: float
     megapixel_frames: float
     peak_memory_mb: float
+    skipped_steps: int = 0
     cost: float
     currency: Literal["USD"] = "USD"
 

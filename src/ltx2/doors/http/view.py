@@ -104,8 +104,9 @@ class View:
         seconds = float(job.result["seconds"])
         return Usage(
             gpu_seconds=round(seconds, 3),
-            megapixel_frames=plan.width * plan.height * plan.frames / 1e6,
+            megapixel_frames=plan.megapixel_frames,
             peak_memory_mb=round(job.result["peak_bytes"] / 2**20, 1),
+            skipped_steps=int(job.result.get("skipped", 0)),
             # A worker that knows its price has counted it.
             cost=round(float(job.result.get("cost", seconds / 3600 * self.service.settings.price_per_hour)), 6),
         )

@@ -18,6 +18,7 @@ from ltx2.doors.modal.ledger import Meter
 from ltx2.doors.modal.outputs import Outputs
 from ltx2.doors.modal.render import Engine, Renderer
 from ltx2.models.describe import Source, read_card
+from ltx2.spec import shapes
 from ltx2.spec.card import Card
 from ltx2.spec.cost import need
 from ltx2.spec.deployment import GPUS, Deployment
@@ -37,8 +38,6 @@ IMPORTS = (
 # Left for CUDA itself and the allocator.
 RESERVE = 4 * 10**9
 BOOT = "boot"
-# The first evaluation of a kind compiles kernels, the second is recorded as a graph, the third replays it.
-TRIAL_STEPS = 3
 # What a restored GPU makes to prove itself where no shape is warmed up.
 CHECK = "256x256x9"
 
@@ -68,16 +67,17 @@ class Boot:
         precision = precision_for(self.deployment, source, memory)
         with Phase(self.phases, "weights"):
             self.engine = factory.make(factory.options(source, device, precision))
-        for shape in self.deployment.warm_up:
+        card = replace(weights.card_of(self.deployment), preset=self.deployment.preset)
+        for shape, plan in shapes.plans_of(self.deployment.warm_up, card).items():
             with Phase(self.phases, f"warm-up {shape}"):
-                self.try_out(shape)
+                self.try_out(plan)
 
-    def try_out(self, shape: str) -> None:
-        """Make a video of a shape in few steps, look at it and throw it away. Raises InvalidOutput."""
+    def try_out(self, plan: Plan) -> None:
+        """Make a video in few steps, look at it and throw it away. Raises InvalidOutput."""
         from ltx2.doors.inspection import inspect
 
         assert self.engine is not None
-        plan = shortened(weights.trial(self.deployment, weights.card_of(self.deployment), shape))
+        plan = shapes.shortened(plan)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "warm-up.mp4"
             for _ in self.engine(plan, out):
@@ -94,7 +94,8 @@ class Boot:
         meter = self.meter(ledger, name)
         if restored() and self.deployment.snapshot == "gpu":
             with Phase(self.phases, "self-check"):
-                self.try_out((*self.deployment.warm_up, CHECK)[0])
+                shape = (*self.deployment.warm_up, CHECK)[0]
+                self.try_out(weights.trial(self.deployment, weights.card_of(self.deployment), shape))
         gpu = gpu_here(self.deployment)
         report = {"container": name, "gpu": gpu, "phases": self.phases, "seconds": round(time.time() - meter.begun, 1)}
         LOG.info("ready", extra=report)
@@ -160,13 +161,6 @@ def fitting(deployment: Deployment, card: Card, plan: Plan, memory: int) -> str:
     if deployment.precision != "auto":
         return deployment.precision
     return "bf16" if need(plan, card).resident_bytes + RESERVE <= memory else "fp8"
-
-
-def shortened(plan: Plan) -> Plan:
-    """The Plan with no more than TRIAL_STEPS steps a stage: the same shapes and guidance, in less time."""
-    few = [(*stage.sigmas[:-1][:TRIAL_STEPS], stage.sigmas[-1]) for stage in plan.stages]
-    stages = tuple(replace(stage, sigmas=sigmas) for stage, sigmas in zip(plan.stages, few, strict=True))
-    return replace(plan, stages=stages)
 
 
 def restored() -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 from ltx2.models.catalogue import Published, find
 from ltx2.models.describe import PUBLISHED, Source, read_card
+from ltx2.spec import shapes
 from ltx2.spec.card import Card
-from ltx2.spec.deployment import DEFAULT, Deployment
+from ltx2.spec.deployment import Deployment
 from ltx2.spec.errors import CheckpointError, Ltx2Error, NotOffered
 from ltx2.spec.plan import Plan, resolve
 from ltx2.spec.request import request
@@ -109,10 +110,7 @@ def card_of(deployment: Deployment) -> Card:
 
 def trial(deployment: Deployment, card: Card, shape: str) -> Plan:
     """The Plan of a warm-up `shape`. Raises RefusedRequest for one that cannot be made."""
-    fields: dict[str, Any] = {}
-    if shape != DEFAULT:
-        fields = dict(zip(("width", "height", "frames"), (int(part) for part in shape.split("x")), strict=True))
-    return resolve(request(prompt="a red ball bounces", seed=0, **fields), replace(card, preset=deployment.preset))
+    return shapes.plan_of(shape, replace(card, preset=deployment.preset))
 
 
 def served_name(deployment: Deployment) -> str:
