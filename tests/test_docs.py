@@ -15,6 +15,7 @@ from ltx2.spec.card import Card
 from ltx2.spec.plan import resolve
 from ltx2.spec.presets import PRESETS
 from ltx2.spec.request import Request, request
+from ltx2.spec.service import MACHINE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -75,6 +76,10 @@ def test_readme_presets() -> None:
         assert size == f"{plan.width}x{plan.height}, {plan.frames} frames"
         assert steps == " + ".join(str(stage.steps) for stage in plan.stages)
         assert int(passes) == plan.evaluations
+
+
+def test_readme_has_every_setting_of_the_machine() -> None:
+    assert {row[0] for row in rows(README, "| variable |")} == {f"LTX2_{name.upper()}" for name in MACHINE}
 
 
 def test_readme_names_the_targets_of_the_makefile() -> None:

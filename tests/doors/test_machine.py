@@ -115,6 +115,16 @@ def test_ways_that_there_are_not_are_refused_by_name(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--precision", "fp4"], ["--attention", "fp4"], ["--activation-scales", "row"], ["--activation-scales", "static"]],
+    ids=" ".join,
+)
+def test_a_plan_refuses_the_same_ways(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    assert main(["plan", "a cat", *flags]) == 2
+    assert flags[0].strip("-").replace("-", "_") + ": " in capsys.readouterr().err
+
+
 def test_kernels_are_kept_where_the_setting_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ltx2.doors.machine import KERNELS, use_cache
     from ltx2.spec.settings import Settings

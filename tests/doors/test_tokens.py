@@ -41,6 +41,11 @@ def test_a_token_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]) -> Non
     assert "revoked" in tokens(capsys, "list")[1]
 
 
+def test_large_limits_are_listed_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tokens(capsys, "add", "ann", "--rpm", "1000000", "--megapixel-frames", "1234567.25")[0] == 0
+    assert "rpm=1000000 megapixel_frames=1234567.25" in tokens(capsys, "list")[1]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -6,6 +6,7 @@ import errno
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ltx2.engine.engine import Engine
 from ltx2.engine.memory import Fit
 from ltx2.models.components import Models
 from ltx2.models.fast import Stage, passes
+from ltx2.models.holding import Holding
 from ltx2.models.residency import Residency
 from ltx2.models.small import small
 from ltx2.spec.errors import (
@@ -79,8 +81,13 @@ ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: 
 
 @pytest.mark.parametrize(
     "error",
-    [lambda: torch.OutOfMemoryError("CUDA out of memory"), lambda: RuntimeError(ALLOCATOR), MemoryError],
-    ids=["cuda", "cpu", "python"],
+    [
+        lambda: torch.OutOfMemoryError("CUDA out of memory"),
+        lambda: RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        lambda: RuntimeError(ALLOCATOR),
+        MemoryError,
+    ],
+    ids=["cuda", "graph", "cpu", "python"],
 )
 def test_e4_memory_that_runs_out_is_tried_once_more_frugally(
     engine: Engine, plan: Plan, error: Callable[[], Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -111,11 +118,16 @@ def test_e4_memory_that_runs_out_twice_has_its_name_and_the_next_run_works(
 def test_what_the_fast_path_keeps_gives_way_to_a_plan_that_needs_the_room(
     engine: Engine, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes(engine.models.networks["transformer"])
+    networks = engine.models.networks
+    passes(networks["transformer"])
+    # As the graphs of the text encoder on a GPU.
+    networks["text_encoder"].__dict__["_ltx2_twin"] = object()
     seen: list[bool] = []
 
     def fit(*_: Any, **__: Any) -> Fit:
-        seen.append("_ltx2_twin" in engine.models.networks["transformer"].__dict__)
+        kept = {"_ltx2_twin" in networks[name].__dict__ for name in ("transformer", "text_encoder")}
+        assert len(kept) == 1, "both or none"
+        seen.append(kept == {True})
         if seen[-1]:
             raise DoesNotFit("too small")
         return Fit(tiled=True)
@@ -156,6 +168,47 @@ def test_frugal_sends_the_networks_home_and_brings_them_back() -> None:
         raise ValueError
     assert models.fast
     assert models.residency is before and moved[len(models.networks) :] == [f"{name} meta" for name in models.networks]
+
+
+def test_a_text_encoder_with_a_device_of_its_own_stays_there() -> None:
+    models = small("2.0")
+    models.device = torch.device("meta")
+    models.residency = Residency("resident", models.device)
+    models.holding = Holding(text_device=torch.device("cpu"))
+    moved: list[str] = []
+    for name, network in models.networks.items():
+        network.to = lambda _home, name=name: moved.append(name)
+    with faults.frugal(models):
+        pass
+    assert "text_encoder" not in moved and len(moved) == 2 * (len(models.networks) - 1)
+
+
+def test_e4_networks_are_home_before_an_error_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan
+) -> None:
+    """While it is told its frames live on: a decoder that went home only after them would be sent away from a device
+    to which it had just been brought back."""
+    models = small("2.0")
+    left: list[str] = []
+
+    class Watching(Residency):
+        @contextmanager
+        def at_work(self, network: torch.nn.Module) -> Iterator[None]:
+            try:
+                with super().at_work(network):
+                    yield
+            finally:
+                left.append(type(network).__name__)
+
+    models.residency = Watching("resident", models.device)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("ltx2.pipeline.mux.Muxer.frames", refuse)
+    with pytest.raises(GenerationFailed) as caught:
+        run(Engine(models), plan, tmp_path / "clip.mp4")
+    assert caught.value.__traceback__ and left[-1] == type(models.networks["vae"]).__name__
 
 
 class Crowded:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ltx2.models import lora as lora_module
 from ltx2.models.components import Holding
 from ltx2.models.lora import Lora, LowRank, added, load_lora, merged
 from ltx2.models.rename import component_of, diffusers_name
@@ -58,6 +60,27 @@ def test_weights_are_restored_when_the_block_fails() -> None:
         assert not torch.equal(network.get_parameter("proj_in.weight"), before)
         raise RuntimeError
     assert torch.equal(network.get_parameter("proj_in.weight"), before)
+
+
+def test_weights_are_restored_when_memory_runs_out_while_merging(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = _transformer(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    real, merges = lora_module.merge, []
+
+    def merge(*arguments: Any) -> torch.Tensor:
+        merges.append(arguments)
+        if len(merges) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(lora_module, "merge", merge)
+    with (
+        pytest.raises(torch.OutOfMemoryError),
+        merged(network, [(load_lora(DATA / "lora_mixed_rank.safetensors"), 1.0)]),
+    ):
+        raise AssertionError("it never began")
+    assert len(merges) == 3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_strength_zero_changes_nothing() -> None:

@@ -409,7 +409,7 @@ def test_float32_tables_of_a_bfloat16_file_keep_their_values(dtype: torch.dtype)
     network = _fp8_file("plain", dtype)
     stored = tensors("fp8_transformer_2.3")
     tables = [key for key, value in stored.items() if "scale_shift_table" in key and value.dtype == torch.float32]
-    assert len(tables) == 2 * 10 + 4 or len(tables) > 4
+    assert len(tables) > 4
     for key in tables:
         place = component_of(key)
         assert place

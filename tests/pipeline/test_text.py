@@ -67,6 +67,13 @@ def _by_the_book(network: Any, ids: torch.Tensor, mask: torch.Tensor, *_: object
     return torch.stack(result.hidden_states, dim=-1)
 
 
+def test_a_text_of_no_token_is_a_text(gemma3: Models) -> None:
+    """As an empty one where the tokenizer begins with none."""
+    ids, mask = tokenise(gemma3.tokenizer, [""], gemma3.card.text_tokens)
+    states = encoder.hidden_states(gemma3.networks["text_encoder"], ids, torch.zeros_like(mask), torch.device("cpu"))
+    assert states.shape[1] == encoder.GROUP and torch.isfinite(states).all()
+
+
 def test_sliding_windows_are_those_of_the_encoder(gemma3: Models) -> None:
     """Windows shorter than the text, in layers of both kinds."""
     made: Any = copy.deepcopy(gemma3.networks["text_encoder"].config)

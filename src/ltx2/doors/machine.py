@@ -6,7 +6,7 @@ import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ltx2.doors.flags import given
 from ltx2.models.describe import Source, read_card
@@ -26,6 +26,14 @@ EMBEDDED_NOTE = (
 )
 # Who compiles kernels, and where they are kept for the next process: Triton, torch.compile, and the driver.
 KERNELS = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "CUDA_CACHE_PATH": "driver"}
+# Flags that are also settings, and name one of a few ways.
+WAYS = {
+    "precision": PRECISIONS,
+    "text_encoder_precision": TEXT_PRECISIONS,
+    "lora_mode": LORA_MODES,
+    "attention": ATTENTIONS,
+    "activation_scales": ACTIVATION_SCALES,
+}
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,10 @@ def choose(values: argparse.Namespace, settings: Settings, fallback: str | None 
     """Find the checkpoint and read its card, without torch.
 
     `fallback` is the model when neither flag nor environment names one. Raises UnknownModel, CheckpointError, or
-    RefusedRequest for a file that is not there.
+    RefusedRequest for a file that is not there, and for a way of holding and running it that there is not.
     """
     flags = given(values)
+    _check_ways(flags, settings)
     use_cache(settings)
     named = flags.get("model") or settings.model or fallback
     weights, kind = flags.get("weights", "real"), flags.get("kind")
@@ -52,6 +61,16 @@ def choose(values: argparse.Namespace, settings: Settings, fallback: str | None 
     files = {knob: _existing(knob, flags.get(knob)) for knob in ("text_encoder", "upsampler", "distilled_lora")}
     source = Source(named or "tiny", weights=weights, kind=kind, download="download" in flags, **files)
     return Choice(source, read_card(source), named is None)
+
+
+def _check_ways(flags: dict[str, Any], settings: Settings) -> None:
+    chosen = {knob: flags.get(knob, getattr(settings, knob)) for knob in WAYS}
+    for knob, known in WAYS.items():
+        _one_of(knob, chosen[knob], known)
+    if chosen["activation_scales"] == "static" and chosen["precision"] != "fp8":
+        raise RefusedRequest(
+            "activation_scales: static goes with fp8 only", knob="activation_scales", hint="--precision fp8 works"
+        )
 
 
 def use_cache(settings: Settings) -> None:
@@ -69,19 +88,16 @@ def use_cache(settings: Settings) -> None:
 def precision_of(values: argparse.Namespace, settings: Settings, device: str) -> str:
     """bf16, fp32 or fp8: as asked, else what suits the device."""
     precision = given(values).get("precision", settings.precision)
-    _one_of("precision", precision, PRECISIONS)
     if precision == "auto":
         return "bf16" if device.startswith("cuda") else "fp32"
     return precision
 
 
 def held_of(values: argparse.Namespace, settings: Settings, device: str) -> Held:
-    """How the device is to hold a model. Raises RefusedRequest for a way that there is not."""
+    """How the device is to hold a model."""
     flags = given(values)
     text = flags.get("text_encoder_precision", settings.text_encoder_precision)
     loras = flags.get("lora_mode", settings.lora_mode)
-    _one_of("text_encoder_precision", text, TEXT_PRECISIONS)
-    _one_of("lora_mode", loras, LORA_MODES)
     where = flags.get("text_encoder_device", settings.text_encoder_device)
     elsewhere = where != "auto" and where.removesuffix(":0") != device.removesuffix(":0")
     return Held(precision_of(values, settings, device), "elsewhere" if elsewhere else text, loras, settings.fast)
@@ -127,9 +143,6 @@ def load_models(choice: Choice, values: argparse.Namespace, settings: Settings, 
     if text_device != "auto":
         _checked_device("text_encoder_device", text_device)
     attention = flags.get("attention", settings.attention)
-    _one_of("attention", attention, ATTENTIONS)
-    scales = flags.get("activation_scales", settings.activation_scales)
-    _one_of("activation_scales", scales, ACTIVATION_SCALES)
     check_attention(attention, torch.device(device), settings.fast)
     memory.check(plan, choice.card, torch.device(device), held, loaded=False)
     models = load(
@@ -141,7 +154,7 @@ def load_models(choice: Choice, values: argparse.Namespace, settings: Settings, 
         embeddings=_embeddings(flags.get("prompt_cache", settings.prompt_cache)),
     )
     models.fast, models.attention = settings.fast, attention
-    models.scale_activations(scales)
+    models.scale_activations(flags.get("activation_scales", settings.activation_scales))
     return models
 
 

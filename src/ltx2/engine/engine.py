@@ -44,12 +44,12 @@ class Engine:
         fit = self.check_fits(plan)
         count_anew(self.models.networks["transformer"])
         clock = _Clock(self.models.device)
-        ran_out = yield from self._attempt(plan, out, fit.tiled, clock)
-        if ran_out:
+        warnings = yield from self._attempt(plan, out, fit.tiled, clock)
+        if warnings is None:
             yield Retrying("the device ran out of memory: once more with less, which is slower")
             with frugal(self.models):
-                ran_out = yield from self._attempt(plan, out, True, clock)
-        if ran_out:
+                warnings = yield from self._attempt(plan, out, True, clock)
+        if warnings is None:
             raise OutOfMemory(
                 f"the device ran out of memory at {plan.width}x{plan.height}, {plan.frames} frames",
                 hint="ask for a smaller size or fewer frames",
@@ -60,17 +60,19 @@ class Engine:
             clock.total(),
             clock.peak_bytes(),
             clock.timings,
-            self._warnings(),
+            warnings,
             sum(clock.skipped.values()),
         )
 
-    def _attempt(self, plan: Plan, out: Path, tiled: bool, clock: _Clock) -> Generator[Event, None, bool]:
-        """Try to make the video; the return value says whether memory ran out."""
+    def _attempt(
+        self, plan: Plan, out: Path, tiled: bool, clock: _Clock
+    ) -> Generator[Event, None, tuple[str, ...] | None]:
+        """Try to make the video; returns what should be known about it, or None when memory ran out."""
         try:
             for progress in generate(self.models, plan, out, tiled, self.retouch):
                 clock.mark(progress)
                 yield progress
-            return False
+            return self._warnings(plan)
         except Exception as error:
             if not is_out_of_memory(error):
                 reason = explained(error, self.models.device)
@@ -79,7 +81,7 @@ class Engine:
                 raise reason from error
         # Only here, beyond the handler, nothing holds the frames of the failed try, and with them its tensors.
         release(self.models.device)
-        return True
+        return None
 
     def check_fits(self, plan: Plan) -> memory.Fit:
         """Whether the Plan fits beside the loaded weights. Raises DoesNotFit, naming what would.
@@ -100,19 +102,21 @@ class Engine:
 
     def _forget(self) -> bool:
         """Drop what the fast path keeps; whether there was anything."""
-        if not fast.forget(self.models.networks["transformer"]):
+        dropped = [fast.forget(network) for network in self.models.networks.values()]
+        if not any(dropped):
             return False
         release(self.models.device)
         return True
 
-    def _warnings(self) -> tuple[str, ...]:
+    def _warnings(self, plan: Plan) -> tuple[str, ...]:
+        """What should be known about a video that was just made, by the models as they are now."""
         models = self.models
         clamped = clamping(models.networks["transformer"])
         said = (clamped,) if clamped else ()
         if not models.fast:
             return said
         slow = fast.slow_paths(models.networks["transformer"], models.networks["vae"], models.device)
-        return (*said, *slow, *fast.lossy_paths(models.networks["transformer"], models.attention == "fp8"))
+        return (*said, *slow, *fast.lossy_paths(models.networks["transformer"], plan, models.attention == "fp8"))
 
     def warm_up(self, plan: Plan) -> float:
         """Make the Plan's video once and throw it away, so that kernels and caches for its shapes are ready.

@@ -15,13 +15,18 @@ from ltx2.models.residency import Residency
 from ltx2.spec.errors import GenerationFailed, Ltx2Error, OutOfRoom, WorkerCrashed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether less memory would have helped. A CPU's allocator raises a plain RuntimeError."""
+    """Whether less memory would have helped. A CPU's allocator raises a plain RuntimeError, as do CUDA and its libraries
+    where they allocate by themselves: for a graph, for pinned memory, for a handle.
+    """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def explained(error: Exception, device: torch.device) -> Ltx2Error:
@@ -88,7 +93,10 @@ def bring_back(models: Models, residency: Residency) -> None:
 
 
 def _move(models: Models, residency: Residency) -> None:
-    for network in models.networks.values():
+    for name, network in models.networks.items():
+        # A text encoder with a device of its own stays there.
+        if name == "text_encoder" and models.text_device != models.device:
+            continue
         fast.forget(network)
         network.to(residency.home)
     models.residency = residency

@@ -26,7 +26,7 @@ def check(connection: Connection, ask: Ask, now: float) -> None:
         return
     if wanted > most + GRAIN:
         raise QuotaExceeded(
-            f"megapixel_frames: the video has {wanted:.6g}, this token may have {most:g} in 24 hours",
+            f"megapixel_frames: the video has {_amount(wanted)}, this token may have {_amount(most)} in 24 hours",
             hint="ask for a smaller or shorter one",
             retry_after=None,
         )
@@ -37,8 +37,8 @@ def check(connection: Connection, ask: Ask, now: float) -> None:
         return
     wait = _until(connection, where, spent + wanted - most) + DAY - now
     raise QuotaExceeded(
-        f"megapixel_frames: the video has {wanted:.6g}, and {max(0.0, most - spent):.6g} of the {most:g} that this token"
-        " may have in 24 hours are left",
+        f"megapixel_frames: the video has {_amount(wanted)}, and {_amount(max(0.0, most - spent))} of the {_amount(most)}"
+        " that this token may have in 24 hours are left",
         hint=f"there is room in {_shown(wait)}",
         retry_after=wait,
     )
@@ -68,6 +68,11 @@ def refund(connection: Connection, job: Job, ending: Ending) -> None:
 def forget(connection: Connection, now: float) -> None:
     """Delete what no longer counts."""
     connection.execute(delete(SPENT).where(SPENT.c.at <= now - DAY))
+
+
+def _amount(megapixel_frames: float) -> str:
+    """To four places, never as 1e+06."""
+    return f"{round(megapixel_frames, 4):.12g}"
 
 
 def _shown(seconds: float) -> str:

@@ -28,7 +28,8 @@ def hidden_states(encoder: nn.Module, ids: Tensor, mask: Tensor, device: torch.d
     """
     length = ids.shape[1]
     group = GPU_GROUP if device.type == "cuda" else GROUP
-    begin = max(0, length - -(-int(mask.sum()) // group) * group)
+    # One group at least: a tokenizer that begins with no token makes none of an empty text.
+    begin = max(0, length - max(1, -(-int(mask.sum()) // group)) * group)
     known = _kind(encoder) == "gemma3"
     valid, positions = mask[:, begin:], torch.arange(begin, length, device=device)[None]
     tokens = (ids[:, begin:].to(device), positions, _masks(encoder, valid, device) if known else valid.to(device))

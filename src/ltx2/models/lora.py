@@ -96,15 +96,16 @@ def merged(
     try:
         yield network
     finally:
-        with torch.no_grad():
-            for weight, original in originals:
-                weight.copy_(original)
+        _restore(originals)
 
 
 def merge_into(
     network: nn.Module, loras: Sequence[tuple[Lora, float]], component: str = "transformer"
 ) -> list[tuple[Tensor, Tensor]]:
-    """Merge LoRAs for good. Returns (weight, copy of the original) of every touched layer."""
+    """Merge LoRAs for good. Returns (weight, copy of the original) of every touched layer.
+
+    All are merged or none: when memory runs out on the way, what was merged by then is restored.
+    """
     active = [(lora, strength) for lora, strength in loras if strength]
     for lora, _ in active:
         check(network, component, lora)
@@ -113,13 +114,23 @@ def merge_into(
         if isinstance(network.get_submodule(layer), Fp8Linear):
             raise CheckpointError(f"{layer} is held in fp8: a LoRA cannot be merged into it", hint="add it at run time")
     originals: list[tuple[Tensor, Tensor]] = []
-    with torch.no_grad():
-        for layer, triples in additions.items():
-            weight = _weight(network, layer)
-            assert weight is not None, "checked above"
-            originals.append((weight, weight.clone()))
-            weight.copy_(merge(weight, triples))
+    try:
+        with torch.no_grad():
+            for layer, triples in additions.items():
+                weight = _weight(network, layer)
+                assert weight is not None, "checked above"
+                originals.append((weight, weight.clone()))
+                weight.copy_(merge(weight, triples))
+    except BaseException:
+        _restore(originals)
+        raise
     return originals
+
+
+def _restore(originals: Sequence[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for weight, original in originals:
+            weight.copy_(original)
 
 
 class LowRank(nn.Module):

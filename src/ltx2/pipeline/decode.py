@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,7 @@ TILE, OVERLAP = 10, 3
 
 
 @torch.inference_mode()
-def decode_video(models: Models, latent: Tensor, tiled: bool = False) -> Iterator[Tensor]:
+def decode_video(models: Models, latent: Tensor, tiled: bool = False) -> Generator[Tensor, None, None]:
     """Frames of a normalised latent [1, C, F, H, W] as chunks of uint8 [f, H, W, 3] on its device, in order.
 
     Untiled decoding is exact. `tiled` decodes 10 latent frames at a time with 3 frames of blended overlap: less memory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,8 +64,9 @@ def generate(
         if number == plan.audio_stage:
             sound = audio
     assert video is not None and sound is not None, "a plan has at least one stage, and one that gives the sound"
-    pictures = (retouch(frames) for frames in decode_video(models, video, tiled))
-    yield from _write(models, plan, out, (pictures, sound), skipped)
+    # Closed here: an error keeps the frames that it went through, and a decoder among them would stay at work.
+    with closing(decode_video(models, video, tiled)) as pictures:
+        yield from _write(models, plan, out, (map(retouch, pictures), sound), skipped)
 
 
 def prompts(models: Models, plan: Plan) -> tuple[Context, Context | None]:
@@ -162,7 +164,7 @@ def _write(
 ) -> Generator[Progress, None, None]:
     """Write chunks of frames as they come, and the sound of audio tokens, which is decoded while the picture is encoded."""
     pictures, sound = parts
-    lossy = lossy_paths(models.networks["transformer"], models.fast and models.attention == "fp8")
+    lossy = lossy_paths(models.networks["transformer"], plan, models.fast and models.attention == "fp8")
     with writing(plan, out, models.card.output_sampling_rate if plan.audio else None, skipped, lossy) as muxer:
         for frames in pictures:
             if muxer.count == 0:

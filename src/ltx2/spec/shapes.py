@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltx2.spec.card import Card
 from ltx2.spec.errors import RefusedRequest
-from ltx2.spec.plan import DEFAULT_PRESET, Plan, resolve
 from ltx2.spec.presets import preset
-from ltx2.spec.request import request
+
+if TYPE_CHECKING:
+    from ltx2.spec.plan import Plan
 
 DEFAULT, ORIGINAL, NOTHING = "default", "original", "none"
 WORDS = (DEFAULT, ORIGINAL)
@@ -45,6 +46,10 @@ def read_shapes(text: str, knob: str) -> tuple[str, ...]:
 
 def plan_of(shape: str, card: Card) -> Plan:
     """The Plan of a shape. Raises RefusedRequest for one that the model cannot make."""
+    # Settings read shapes, and help goes without pydantic.
+    from ltx2.spec.plan import resolve
+    from ltx2.spec.request import request
+
     fields: dict[str, Any] = {}
     match = FORM.fullmatch(shape)
     if match is not None:
@@ -76,6 +81,8 @@ def shortened(plan: Plan, steps: int | None = STEPS) -> Plan:
 
 def original(card: Card) -> dict[str, Any]:
     """What a request of the original service means that names nothing: its size, by its recipe where the model has it."""
+    from ltx2.spec.plan import DEFAULT_PRESET
+
     row = preset(card.family, CLASSIC)
     # A model that cannot follow it has one that it was made for.
     name = DEFAULT_PRESET.get(card.family) or ("distilled" if card.kind == "distilled" else CLASSIC)

@@ -46,7 +46,7 @@ def test_a_spent_day_is_told_with_the_limit_and_the_time(place: Studio, limited:
     spent = limited.post("/v1/videos", json=SMALL | {"prompt": "x"})
     error = spent.json()["error"]
     assert spent.status_code == 429 and (error["code"], error["param"]) == ("quota_exceeded", "megapixel_frames")
-    assert "0 of the 0.294912" in error["message"] and "24 h" in error["message"]
+    assert "0 of the 0.2949 " in error["message"] and "24 h" in error["message"]
     assert spent.headers["Retry-After"] == "120" and spent.headers["x-should-retry"] == "false"
     original = limited.get("/generate_web", params={"prompt": "x", "model": "small", "width": 64, "height": 64})
     assert original.status_code == 429 and original.json()["error"]["code"] == "quota_exceeded"

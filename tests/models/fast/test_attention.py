@@ -143,7 +143,12 @@ def test_a_video_says_that_it_is_lossy(tmp_path: Path, monkeypatch: pytest.Monke
     plan = resolve(
         request(prompt="a cat", preset="classic", steps=2, width=128, height=128, frames=9, seed=1), models.card
     )
-    monkeypatch.setattr(fast, "FP8_TOKENS", 1)
+    tokens = plan.grid(plan.stages[0]).video_tokens
+    transformer = models.networks["transformer"]
+    monkeypatch.setattr(fast, "FP8_TOKENS", tokens + 1)
+    assert not fast.lossy_paths(transformer, plan, True), "too small for it: the video is exact"
+    monkeypatch.setattr(fast, "FP8_TOKENS", tokens)
+    assert not fast.lossy_paths(transformer, plan, False)
     files: list[bytes] = []
     for models.attention in ("auto", "fp8", "fp8"):
         out = tmp_path / "v.mp4"

@@ -22,6 +22,7 @@ from ltx2.models.fast.ops import Ops, choose, no_kernels
 from ltx2.models.fast.stage import Constant, given, same_stage
 from ltx2.models.velocity import Perturbation, Stream, velocities
 from ltx2.spec.cost import GRAPH_TOKENS
+from ltx2.spec.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +72,13 @@ def slow_paths(transformer: nn.Module, vae: nn.Module, device: torch.device) -> 
     return tuple(f"{what}: {reason}" for what, reason in found if reason)
 
 
-def lossy_paths(transformer: nn.Module, fp8_attention: bool) -> tuple[str, ...]:
-    """How a video whose passes were asked for with `fp8_attention` differs from an exact one; nothing on the slow path."""
-    if not fp8_attention or unsupported(transformer):
+def lossy_paths(transformer: nn.Module, plan: Plan, fp8_attention: bool) -> tuple[str, ...]:
+    """How a Plan's video whose passes were asked for with `fp8_attention` differs from an exact one.
+
+    In nothing on the slow path, nor where every stage is too small for it.
+    """
+    tokens = max(plan.grid(stage).video_tokens for stage in plan.stages)
+    if not fp8_attention or tokens < FP8_TOKENS or unsupported(transformer):
         return ()
     return (f"lossy: self-attention of the picture in fp8 from {FP8_TOKENS} tokens on, as asked (attention)",)
 

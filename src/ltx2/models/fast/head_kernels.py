@@ -107,6 +107,7 @@ def _largest(
     for number in range(TOKENS):
         token = tl.program_id(0) * TOKENS + number
         start = x + batch * batch_stride + token.to(tl.int64) * token_stride
+        # As a block: Triton's interpreter (3.6) knows no `&` of a block and a single value.
         inside = mask & (column + token < column + tokens)
         value = tl.load(start + head * WIDTH + column, mask=inside, other=0.0).to(tl.float32)
         most = tl.maximum(most, tl.abs(value))
