@@ -1,6 +1,6 @@
 """Where the time goes on one GPU, and what each part of the fast path gains, with a check of every number it speeds up.
 
-    python benchmarks/speed.py RESULTS.jsonl [PART ...]      parts: ops attention forward profile switches decode write growth
+    python benchmarks/speed.py RESULTS.jsonl [PART ...]      parts: ops attention forward profile switches decode growth passes
                                                          passes
     python benchmarks/speed.py RESULTS.jsonl --tiny          rehearsal: small networks and sizes, also without a GPU
 
@@ -11,7 +11,6 @@ in the file and the next one goes on. The whole table of workloads is `benchmark
 from __future__ import annotations
 
 import argparse
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,7 +20,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from lab import Lab, Size, distances
 from torch import Tensor
@@ -363,37 +361,8 @@ def _measure_decode(lab: Lab, size: Size, mode: str, work: Callable[[], Tensor],
     )
 
 
-def write(lab: Lab) -> None:
-    """Seconds from frames to a finished mp4, of noise (the worst case) and of a smooth picture."""
-    import tempfile
-
-    from ltx2.pipeline.mux import writing
-    from ltx2.spec.card import Card
-    from ltx2.spec.plan import resolve
-    from ltx2.spec.request import request
-
-    width, height, frames = TINY if lab.tiny else MIDDLE
-    card = Card("bench", "2.0", family="2.0")
-    plan = resolve(request(prompt="p", preset="classic", width=width, height=height, frames=frames, seed=0), card)
-    rows, columns = np.mgrid[0:height, 0:width]
-    moving = [127 + 100 * np.sin((columns + 3 * number) / 50) * np.cos(rows / 70) for number in range(frames)]
-    smooth = np.stack([np.repeat(one[..., None], 3, axis=2) for one in moving]).astype(np.uint8)
-    noise = np.random.default_rng(0).integers(0, 256, smooth.shape, dtype=np.uint8)
-    for name, pixels in (("noise", noise), ("smooth", smooth)):
-        for _ in range(2):
-            with tempfile.TemporaryDirectory() as folder:
-                begin = time.perf_counter()
-                with writing(plan, Path(folder) / "w.mp4", None) as muxer:
-                    for at in range(0, frames, 16):
-                        muxer.frames(pixels[at : at + 16])
-                seconds = time.perf_counter() - begin
-        lab.write(
-            "write", picture=name, size=(width, height, frames), seconds=seconds, ms_a_frame=seconds / frames * 1e3
-        )
-
-
 PARTS: dict[str, Callable[[Lab], None]] = {
-    "ops": ops, "forward": forward, "profile": profile, "attention": attend, "decode": decode, "write": write,
+    "ops": ops, "forward": forward, "profile": profile, "attention": attend, "decode": decode,
     "switches": switches, "growth": growth, "passes": passes,
 }  # fmt: skip
 
