@@ -9,18 +9,21 @@ depend on the machine, so the number of threads is a constant: its line says wha
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
-from lab import Lab, Size
+from command import arguments, parse
+from inputs import Size
+from lab import Lab, opened
 from torch import Tensor
 
 from ltx2.doors.moving import moving
@@ -43,13 +46,21 @@ def measure(lab: Lab, size: Size, picture: str) -> None:
     host = _planes(frames)
     plan = _plan(size)
     for threads in THREADS:
-        mux.THREADS = threads
+        what: dict[str, Any] = {"size": size, "picture": picture, "threads": threads}
+        lab.attempt_line("encode", partial(_encode, lab, plan, host, planes_ms=planes * 1e3, **what), **what)
+
+
+def _encode(lab: Lab, plan: Plan, host: list[np.ndarray], **what: Any) -> None:
+    before, mux.THREADS = mux.THREADS, what["threads"]
+    try:
         runs = [_write(plan, host) for _ in range(lab.repeats + 1)][1:]
-        lab.write(
-            "encode", size=size, picture=picture, threads=threads, planes_ms=planes * 1e3,
-            write=median(run[0] for run in runs), runs=[run[0] for run in runs], cpu=median(run[1] for run in runs),
-            bytes=runs[0][2], files=sorted({run[3] for run in runs}), cores=len(os.sched_getaffinity(0)),
-        )  # fmt: skip
+    finally:
+        mux.THREADS = before
+    lab.write(
+        "encode", **what, write=median(run[0] for run in runs), runs=[run[0] for run in runs],
+        cpu=median(run[1] for run in runs), bytes=runs[0][2], files=sorted({run[3] for run in runs}),
+        cores=len(os.sched_getaffinity(0)),
+    )  # fmt: skip
 
 
 def _planes(frames: Tensor) -> list[np.ndarray]:
@@ -82,15 +93,11 @@ def _plan(size: Size) -> Plan:
     return resolve(asked, Card("bench", "2.0", family="2.0"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--tiny", action="store_true")
+def main(words: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__, rehearsal="192x128, 17 frames")
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    lab = Lab(given.results, device, given.tiny, given.repeats)
-    lab.begin()
+    given = parse(parser, words)
+    lab = opened(given)
     for size in [(192, 128, 17)] if given.tiny else SIZES:
         for picture in ("noise", "moving"):
             lab.attempt("encode", partial(measure, lab, size, picture))

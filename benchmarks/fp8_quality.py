@@ -4,26 +4,28 @@
 
 Every held-out prompt is made twice with one seed: plainly (bf16) and with the transformer in fp8. On a GPU its fp8 units
 round the activations, too; a CPU dequantises the weights, unless `--activations` asks it for the same rounding (and for
-the plain path). A line of JSON for every step: the median and the largest relative distance of the latents that enter it;
-and a last line with both judgements.
+the plain path). A line of JSON for every prompt as it is made: what the judge found wrong, and the relative distance of the
+latents that enter the last step; in the end one for every step: the median and the largest distance; and a last line with
+both judgements.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from command import append, arguments, failure, parse
+from torch import Tensor
 
 from ltx2.doors.origin import origin
 from ltx2.doors.quality import Clip, read_clip, shares
@@ -41,15 +43,86 @@ FORMS = {"bf16": Holding(), "fp8": Holding(transformer="fp8", loras="added")}
 Walk = list[tuple[Tensor, Tensor]]
 
 
-def main(words: list[str]) -> None:
+@dataclass
+class Tally:
+    """The prompts so far: both clips of each, and how far its latents moved, step by step."""
+
+    clips: dict[str, list[Clip]] = field(default_factory=lambda: {name: [] for name in FORMS})
+    moved: list[list[tuple[float, float]]] = field(default_factory=list[list[tuple[float, float]]])
+
+    def add(self, clips: dict[str, Clip], moved: list[tuple[float, float]]) -> None:
+        for name, clip in clips.items():
+            self.clips[name].append(clip)
+        self.moved.append(moved)
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """The median and the largest distance of each step."""
+        for step, pairs in enumerate(zip(*self.moved, strict=True)):
+            line: dict[str, Any] = {"step": step}
+            for side, found in zip(("video", "audio"), zip(*pairs, strict=True), strict=True):
+                line |= {side: median(found), f"{side}_largest": max(found)}
+            yield line
+
+    def judged(self) -> dict[str, Any]:
+        """The judge's shares of both forms, and how many prompts it found the same of."""
+        same = sum(one.score == other.score for one, other in zip(*self.clips.values(), strict=True))
+        return {**{name: shares(found) for name, found in self.clips.items()}, "judged_alike": same}
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """Make the videos, print what moved."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--prompts", type=int, default=90)
     parser.add_argument("--preset", default="distilled-two-stage")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--activations", action="store_true", help="round activations on a CPU, as a GPU does")
-    values = parser.parse_args(words)
+    values = parse(parser, words)
+    began = time.perf_counter()
+    common = {
+        "bench": "fp8-quality",
+        "activations": values.activations,
+        "preset": values.preset,
+        **origin(values.device),
+    }
+    tally = Tally()
+    try:
+        _walk(values, common, tally)
+    except KeyboardInterrupt:
+        print("stopped: what was made so far counts", file=sys.stderr)
+    if not tally.moved:
+        sys.exit("no prompt was made in both forms")
+    common["prompts"] = len(tally.moved)
+    for line in tally.steps():
+        append(values.results, common | line)
+    append(values.results, common | tally.judged() | {"seconds": time.perf_counter() - began})
+
+
+def _walk(values: argparse.Namespace, common: dict[str, Any], tally: Tally) -> None:
+    """Every prompt in both forms, a line for each; one that fails does not count."""
+    engines = _engines(values)
+    card = replace(engines["bf16"].models.card, preset=values.preset)
+    prompts = held_out_prompts()
+    count = min(values.prompts, len(prompts))
+    for number in range(count):
+        prompt = prompts[number * len(prompts) // count]
+        line = {**common, "prompt": prompt.text, "seed": number}
+        plan = resolve(request(prompt=prompt.text, seed=number), card)
+        try:
+            clips: dict[str, Clip] = {}
+            walked: dict[str, Walk] = {}
+            for name, engine in engines.items():
+                with recording() as walked[name]:
+                    clips[name] = _clip(engine, plan, dict(prompt.attributes))
+            moved = [_distances(*pair) for pair in zip(walked["bf16"], walked["fp8"], strict=True)]
+        except Exception as error:
+            append(values.results, line | failure(error))
+            continue
+        tally.add(clips, moved)
+        wrong = {name: [what for what, right in clip.score.items() if not right] for name, clip in clips.items()}
+        append(values.results, line | {"wrong": wrong, "last_video": moved[-1][0], "last_audio": moved[-1][1]})
+
+
+def _engines(values: argparse.Namespace) -> dict[str, Engine]:
     if values.activations:
         Fp8Linear.forward = _rounding  # pyright: ignore[reportAttributeAccessIssue]
     engines = {
@@ -58,40 +131,7 @@ def main(words: list[str]) -> None:
     }
     for engine in engines.values():
         engine.models.fast = not values.activations
-    card = replace(engines["bf16"].models.card, preset=values.preset)
-    prompts = held_out_prompts()
-    count = min(values.prompts, len(prompts))
-    clips: dict[str, list[Clip]] = {name: [] for name in FORMS}
-    moved: list[list[tuple[float, float]]] = []
-    began = time.perf_counter()
-    try:
-        for number in range(count):
-            prompt = prompts[number * len(prompts) // count]
-            plan = resolve(request(prompt=prompt.text, seed=number), card)
-            walked: dict[str, Walk] = {}
-            for name, engine in engines.items():
-                with recording() as walked[name]:
-                    clips[name].append(_clip(engine, plan, dict(prompt.attributes)))
-            moved.append([_distances(*pair) for pair in zip(walked["bf16"], walked["fp8"], strict=True)])
-            print(f"{number + 1}/{count}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("stopped: what was made so far counts", file=sys.stderr)
-    clips = {name: found[: len(moved)] for name, found in clips.items()}
-    common = {
-        "bench": "fp8-quality",
-        "activations": values.activations,
-        "preset": values.preset,
-        "prompts": len(moved),
-        **origin(values.device),
-    }
-    for step, pairs in enumerate(zip(*moved, strict=True)):
-        line: dict[str, Any] = {"step": step}
-        for side, found in zip(("video", "audio"), zip(*pairs, strict=True), strict=True):
-            line |= {side: median(found), f"{side}_largest": max(found)}
-        _append(values.results, common | line)
-    judged = {name: shares(found) for name, found in clips.items()}
-    same = sum(one.score == other.score for one, other in zip(clips["bf16"], clips["fp8"], strict=True))
-    _append(values.results, common | judged | {"judged_alike": same, "seconds": time.perf_counter() - began})
+    return engines
 
 
 @contextmanager
@@ -99,8 +139,8 @@ def recording() -> Iterator[Walk]:
     """Notes the latents (video, audio) that enter every evaluation of the denoiser."""
     original, found = generate.passes, list[tuple[Tensor, Tensor]]()
 
-    def wrapped(transformer: nn.Module, fast: bool = True) -> Any:
-        step = original(transformer, fast=fast)
+    def wrapped(*given: Any) -> Any:
+        step = original(*given)
 
         def noted(video: Stream, audio: Stream, weak: Sequence[Perturbation] = ()) -> list[tuple[Tensor, Tensor]]:
             found.append((video.latent[:1].float().cpu(), audio.latent[:1].float().cpu()))
@@ -136,11 +176,7 @@ def _distances(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tupl
     return video, audio
 
 
-def _append(results: Path, line: dict[str, Any]) -> None:
-    with results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    # So that `timeout` leaves the judgement of what was made until then.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main()

@@ -1,33 +1,33 @@
-"""What the speed benchmarks share: a device with a clock, full-size networks with random weights, inputs of any size, and
-a file of JSON lines that keeps what is done even when a later part fails."""
+"""What the speed benchmarks share: a device with a clock, full-size networks with random weights, and parts of a
+benchmark that are done one after the other, whatever becomes of each."""
 
 from __future__ import annotations
 
+import argparse
 import gc
-import json
 import time
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from command import append, failure
+from inputs import FPS, Ask, Size, streams
 from torch import Tensor, nn
 
 from ltx2.doors.origin import origin
 from ltx2.models.describe import Source, folder_configs, locate, read_card
+from ltx2.models.fast import attention
 from ltx2.models.randoms import fill_randomly
 from ltx2.models.velocity import Stream
 from ltx2.models.weights import build
-from ltx2.pipeline.latents import audio_positions, video_positions
 from ltx2.spec.cost import forward_flops
 from ltx2.spec.geometry import grid
 
 GIB = 2**30
-Size = tuple[int, int, int]
 
 
 @dataclass
@@ -47,30 +47,37 @@ class Lab:
     def model(self, name: str) -> str:
         return "tiny" if self.tiny else name
 
+    def begin(self) -> None:
+        fa3 = self.device.type == "cuda" and attention.flash_3() is not None
+        found = {"torch": torch.__version__, "triton": _triton(), "fa3": fa3}
+        self.write("origin", **origin(str(self.device)), tiny=self.tiny, **found)
+
     def write(self, part: str, **values: Any) -> None:
-        line = {"part": part, **{key: _plain(value) for key, value in values.items()}}
-        with self.results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+        append(self.results, {"part": part, **{key: _plain(value) for key, value in values.items()}})
 
     def attempt(self, part: str, work: Callable[[], None]) -> None:
-        """Do a part; what goes wrong is written down, and the next part has its turn."""
-        begin = time.perf_counter()
+        """Do a part; what goes wrong is written down, and the next part has its turn with the memory of this one."""
+        begin, finished = time.perf_counter(), False
+        try:
+            work()
+            finished = True
+        except Exception as error:
+            self.write(part, **failure(error))
+            # What the part did to them, as quantising, is not for the next one to measure.
+            self.networks.clear()
+        self.collect()
+        self.write(part, finished=finished, seconds=time.perf_counter() - begin)
+
+    def attempt_line(self, part: str, work: Callable[[], None], **what: Any) -> None:
+        """One measurement of a part; what goes wrong is its line, with `what` it was to measure."""
         try:
             work()
         except Exception as error:
-            self.write(part, error=f"{type(error).__name__}: {error}", trace=traceback.format_exc()[-1500:])
-        self.write(part, finished=True, seconds=time.perf_counter() - begin)
-
-    def attempt_line(self, part: str, work: Callable[[], None]) -> None:
-        """One measurement of a part; what goes wrong is its line."""
-        try:
-            work()
-        except Exception as error:
-            self.write(part, error=f"{type(error).__name__}: {error}"[:400])
-
-    def begin(self) -> None:
-        self.write("origin", **origin(str(self.device)), tiny=self.tiny, torch=torch.__version__, triton=_triton())
+            self.write(part, **what, **failure(error))
+        else:
+            return
+        # Only here, beyond the handler, nothing holds the tensors of what failed.
+        self.collect()
 
     def network(self, model: str, component: str) -> nn.Module:
         """A network with random weights; only those of one model are kept."""
@@ -89,42 +96,23 @@ class Lab:
     def drop(self) -> None:
         """Free all networks."""
         self.networks.clear()
+        self.collect()
+
+    def collect(self) -> None:
+        """Give back the memory of what nobody holds any more."""
         gc.collect()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            # After a fault of the device this fails as everything does, and the fault has its line.
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
     def streams(self, model: str, size: Size, rows: int, given: bool = False) -> tuple[Stream, Stream]:
-        """Random inputs of a transformer at width, height and frames; `given` makes the first latent frame clean."""
-        config: Any = self.network(model, "transformer").config
-        cells = grid(*size, Fraction(24))
+        """Random inputs of a transformer; `given` makes the first latent frame clean."""
         text = read_card(Source(self.model(model), "random")).text_tokens
-        prompts = config.use_prompt_embeddings
-        widths = (config.num_attention_heads * config.attention_head_dim,
-                  config.audio_num_attention_heads * config.audio_attention_head_dim)  # fmt: skip
-        places = (video_positions(cells.video, 24, self.device), audio_positions(cells.audio, self.device))
-        channels = (config.in_channels, config.audio_in_channels)
-        draw = torch.Generator(self.device).manual_seed(1)
-
-        def randn(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=draw, device=self.device).to(self.dtype)
-
-        streams: list[Stream] = []
-        for side, (place, width, channel) in enumerate(zip(places, widths, channels, strict=True)):
-            levels, values = None, torch.full((1, 1), 0.7, device=self.device)
-            if given and side == 0:
-                values = torch.tensor([[0.0, 0.7]], device=self.device)
-                levels = (torch.arange(place.shape[2], device=self.device) >= cells.rows * cells.columns).int()
-            streams.append(
-                Stream(
-                    randn(1, place.shape[2], channel).expand(rows, -1, -1), values.expand(rows, -1),
-                    torch.full((rows,), 0.7, device=self.device), place.expand(rows, -1, -1, -1),
-                    randn(rows, text, config.caption_channels if prompts else width), levels=levels,
-                )
-            )  # fmt: skip
-        return streams[0], streams[1]
+        return streams(self.network(model, "transformer"), Ask(size, rows, text, given))
 
     def flops(self, model: str, size: Size, isolated: bool = False) -> float:
-        card, cells = read_card(Source(self.model(model), "random")), grid(*size, Fraction(24))
+        card, cells = read_card(Source(self.model(model), "random")), grid(*size, FPS)
         return forward_flops(card.shape, cells.video_tokens, cells.audio_tokens, card.text_tokens, isolated)
 
     def sync(self) -> None:
@@ -135,15 +123,19 @@ class Lab:
         """Median seconds of `work`, done `inner` times between two looks at the clock; or those of a single take."""
         for _ in range(warm):
             work()
+        return median(self.times(work, inner, 1 if once else self.repeats))
+
+    def times(self, work: Callable[[], Any], inner: int = 1, repeats: int | None = None) -> list[float]:
+        """Seconds of every take, nothing before the first."""
         seconds: list[float] = []
-        for _ in range(1 if once else self.repeats):
+        for _ in range(repeats or self.repeats):
             self.sync()
             begin = time.perf_counter()
             for _ in range(inner):
                 work()
             self.sync()
             seconds.append((time.perf_counter() - begin) / inner)
-        return median(seconds)
+        return seconds
 
     def peak(self, work: Callable[[], Any]) -> float | None:
         """Most GiB that `work` holds beyond what is held before it; None without a GPU."""
@@ -154,6 +146,14 @@ class Lab:
         work()
         self.sync()
         return (torch.cuda.max_memory_allocated(self.device) - before) / GIB
+
+
+def opened(given: argparse.Namespace) -> Lab:
+    """The lab of a command line, with its origin written down; on a GPU where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    lab = Lab(given.results, device, given.tiny, getattr(given, "repeats", Lab.repeats))
+    lab.begin()
+    return lab
 
 
 def distances(ours: Tensor, theirs: Tensor) -> dict[str, float]:

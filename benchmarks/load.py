@@ -1,7 +1,7 @@
 """What a GPU does under sustained load: clock and power beside every time, for forwards, products and attention.
 
-    python benchmarks/load.py RESULTS.jsonl [PART ...]      parts: forwards products attention
-    python benchmarks/load.py RESULTS.jsonl --tiny          rehearsal on small sizes, also without a GPU
+    python benchmarks/load.py RESULTS.jsonl [NAME ...]
+    python benchmarks/load.py RESULTS.jsonl --tiny          rehearsal, also without a GPU
 
 `speed.py` times bursts of a few milliseconds, in which a cool card may clock as high as it likes; here each measurement
 lasts `--seconds`. Random weights and inputs: what is multiplied decides the power too.
@@ -9,17 +9,18 @@ lasts `--seconds`. Random weights and inputs: what is multiplied decides the pow
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from command import arguments, parse
+from forms import modes
 from gauge import Gauge
-from lab import Lab
-from speed import LARGE, MIDDLE, SMALL, TINY, forward_modes, sdpa
+from inputs import LARGE, MIDDLE, SMALL, TINY, Size
+from lab import Lab, opened
+from operations import sdpa
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
@@ -35,6 +36,8 @@ PRODUCTS = {
     "audio qkv": (2048, 6144), "audio feed in": (2048, 8192), "audio feed out": (8192, 2048),
 }  # fmt: skip
 AUDIO_ROWS = {"middle": 202, "small": 101, "large": 126}
+
+Works = dict[str, Callable[[], Any]]
 
 
 def steadily(lab: Lab, seconds: float, work: Callable[[], Any]) -> dict[str, Any]:
@@ -56,102 +59,93 @@ def steadily(lab: Lab, seconds: float, work: Callable[[], Any]) -> dict[str, Any
 @torch.inference_mode()
 def forwards(lab: Lab, seconds: float) -> None:
     """Slow and fast forwards in both orders, bf16 then fp8, so that a card that warms up cannot look like a slower path."""
-    cases = [(MIDDLE, 2), (SMALL, 1), (LARGE, 1)]
     for hold in ("bf16", "fp8"):
-        transformer = lab.network("ltx-2", "transformer")
         if hold == "fp8":
-            quantise_network(transformer, "fp8")
-        for size, rows in [(TINY, 2)] if lab.tiny else cases:
-            streams = lab.streams("ltx-2", size, rows)
-            made = forward_modes(lab, transformer, few=size == LARGE)
-            made = {name: run for name, run in made.items() if "plain" not in name}
-            order = [*made, *made] if hold == "bf16" and size == MIDDLE else list(made)[1:] or [*made]
-            for mode in order:
-                found = steadily(lab, seconds, partial(made[mode], *streams, ()))
-                rate = rows * lab.flops("ltx-2", size) / found["ms"] / 1e9
-                lab.write("forwards", hold=hold, size=size, rows=rows, mode=mode, tflops=rate, **found)
+            quantise_network(lab.network("ltx-2", "transformer"), "fp8")
+        for size, rows in [(TINY, 2)] if lab.tiny else [(MIDDLE, 2), (SMALL, 1), (LARGE, 1)]:
+            lab.attempt_line("forwards", partial(_forwards, lab, seconds, hold, size, rows), hold=hold, size=size)
     lab.drop()
+
+
+def _forwards(lab: Lab, seconds: float, hold: str, size: Size, rows: int) -> None:
+    streams = lab.streams("ltx-2", size, rows)
+    made = modes(lab.device, lab.network("ltx-2", "transformer"), few=size == LARGE)
+    made = {name: run for name, run in made.items() if "plain" not in name}
+    order = [*made, *made] if hold == "bf16" and size == MIDDLE else list(made)[1:] or [*made]
+    for mode in order:
+        what: dict[str, Any] = {"hold": hold, "size": size, "rows": rows, "mode": mode}
+        flops = rows * lab.flops("ltx-2", size)
+        measure = partial(_measure, lab, seconds, "forwards", partial(made[mode], *streams, ()), flops, **what)
+        lab.attempt_line("forwards", measure, **what)
 
 
 @torch.inference_mode()
 def products(lab: Lab, seconds: float) -> None:
     """Every product of a block by itself: bf16 as a linear layer, with GELU in its last step, and row-wise fp8."""
-    options: dict[str, Any] = {"device": lab.device, "dtype": lab.dtype}
     for size in ("middle", "small", "large"):
         for name, (inner, outer) in PRODUCTS.items():
             rows = (AUDIO_ROWS if name.startswith("audio") else ROWS)[size]
-            if lab.tiny:
-                rows, inner, outer = 32, inner // 64, outer // 64
-            x, weight = torch.randn(rows, inner, **options), torch.randn(outer, inner, **options) / inner**0.5
-            bias = torch.randn(outer, **options)
-            works: dict[str, Callable[[], Any]] = {"linear": partial(functional.linear, x, weight, bias)}
-            if "feed in" in name:
-                works["linear, gelu"] = lambda x=x, w=weight, b=bias: functional.gelu(
-                    functional.linear(x, w, b), approximate="tanh"
-                )
-                works["gelu inside"] = partial(torch._addmm_activation, bias, x, weight.t(), use_gelu=True)
-            if lab.device.type == "cuda":
-                eight, scale = quantise_rows(weight)
-                works["fp8 rows"] = partial(product, *quantise_rows(x), eight, scale.squeeze(-1), bias, lab.dtype)
-            for way, work in works.items():
-                lab.attempt_line(
-                    "products", partial(_multiply, lab, seconds, size, name, way, work, (rows, inner, outer))
-                )
+            shape = (32, inner // 64, outer // 64) if lab.tiny else (rows, inner, outer)
+            what: dict[str, Any] = {"size": size, "product": name}
+            lab.attempt_line("products", partial(_products, lab, seconds, shape, **what), **what)
 
 
-def _multiply(
-    lab: Lab, seconds: float, size: str, name: str, way: str, work: Callable[[], Any], shape: tuple[int, int, int]
-) -> None:
-    found = steadily(lab, seconds, work)
+def _products(lab: Lab, seconds: float, shape: tuple[int, int, int], **what: Any) -> None:
+    for way, work in _ways(lab, shape, "feed in" in what["product"]).items():
+        flops = 2 * shape[0] * shape[1] * shape[2]
+        measure = partial(_measure, lab, seconds, "products", work, flops, **what, way=way, shape=shape)
+        lab.attempt_line("products", measure, **what, way=way, shape=shape)
+
+
+def _ways(lab: Lab, shape: tuple[int, int, int], activated: bool) -> Works:
+    """How a product [rows, inner] x [inner, outer] with a bias is done, those with GELU where it is `activated`."""
     rows, inner, outer = shape
-    lab.write(
-        "products", size=size, product=name, way=way, shape=shape, **found,
-        tflops=2 * rows * inner * outer / found["ms"] / 1e9,
-    )  # fmt: skip
+    options: dict[str, Any] = {"device": lab.device, "dtype": lab.dtype}
+    x, weight = torch.randn(rows, inner, **options), torch.randn(outer, inner, **options) / inner**0.5
+    bias = torch.randn(outer, **options)
+    works: Works = {"linear": partial(functional.linear, x, weight, bias)}
+    if activated:
+        works["linear, gelu"] = lambda: functional.gelu(functional.linear(x, weight, bias), approximate="tanh")
+        works["gelu inside"] = partial(torch._addmm_activation, bias, x, weight.t(), use_gelu=True)
+    if lab.device.type == "cuda":
+        eight, scale = quantise_rows(weight)
+        works["fp8 rows"] = partial(product, *quantise_rows(x), eight, scale.squeeze(-1), bias, lab.dtype)
+    return works
 
 
 @torch.inference_mode()
 def attend(lab: Lab, seconds: float) -> None:
     """Self-attention of the video by size with every backend that is here."""
     shapes = {"middle": (2, 4992), "small": (1, 1248), "dev": (2, 6144), "large": (1, 24576)}
+    flash = attention.flash_3() if lab.device.type == "cuda" else None
     for name, (rows, tokens) in {"tiny": (1, 24)}.items() if lab.tiny else shapes.items():
         q, k, v = torch.randn(3, rows, tokens, 32, 128, device=lab.device, dtype=lab.dtype).unbind(0)
-        works: dict[str, Callable[[], Any]] = {"default": partial(sdpa, q, k, v, None)}
+        works: Works = {"default": partial(sdpa, q, k, v, None)}
         if lab.device.type == "cuda":
             works["cudnn"] = partial(sdpa, q, k, v, SDPBackend.CUDNN_ATTENTION)
-            if flash := attention.flash_3():
-                works["fa3"] = partial(flash, q, k, v)
-                eights = [part.to(torch.float8_e4m3fn) for part in (q, k, v)]
-                works["fa3 fp8"] = partial(flash, *eights)
+        if flash:
+            works["fa3"] = partial(flash, q, k, v)
+            works["fa3 fp8"] = partial(flash, *(part.to(torch.float8_e4m3fn) for part in (q, k, v)))
         for backend, work in works.items():
-            lab.attempt_line("attention", partial(_attend, lab, seconds, name, backend, work, (rows, tokens)))
+            what: dict[str, Any] = {"shape": name, "backend": backend}
+            measure = partial(_measure, lab, seconds, "attention", work, 4 * rows * tokens**2 * 4096, **what)
+            lab.attempt_line("attention", measure, **what)
 
 
-def _attend(lab: Lab, seconds: float, name: str, backend: str, work: Callable[[], Any], shape: tuple[int, int]) -> None:
+def _measure(lab: Lab, seconds: float, part: str, work: Callable[[], Any], flops: float, **what: Any) -> None:
     found = steadily(lab, seconds, work)
-    rows, tokens = shape
-    rate = 4 * rows * tokens**2 * 4096 / found["ms"] / 1e9
-    lab.write("attention", shape=name, backend=backend, tflops=rate, **found)
+    lab.write(part, **what, **found, tflops=flops / found["ms"] / 1e9)
 
 
 PARTS: dict[str, Callable[[Lab, float], None]] = {"forwards": forwards, "products": products, "attention": attend}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("parts", nargs="*", help="all when none is named")
-    parser.add_argument("--tiny", action="store_true")
+def main(words: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__, PARTS, rehearsal="small networks and sizes")
     parser.add_argument("--seconds", type=float, default=1.0)
-    given = parser.parse_args()
-    if unknown := set(given.parts) - PARTS.keys():
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and not given.tiny:
-        parser.error("full size needs a GPU; --tiny works here")
-    lab = Lab(given.results, device, given.tiny)
-    lab.begin()
-    for name in given.parts or PARTS:
+    given = parse(parser, words, PARTS, gpu=True)
+    lab = opened(given)
+    for name in given.names or PARTS:
         lab.attempt(name, partial(PARTS[name], lab, given.seconds))
 
 

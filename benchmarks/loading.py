@@ -15,19 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from command import append, arguments, failure, parse
+from disk import WRITERS, drop, file_system, probe, seconds_to_read
 from torch import Tensor
 
 from ltx2.doors.origin import origin
@@ -35,14 +36,13 @@ from ltx2.models.components import Holding, fill_all
 from ltx2.models.describe import HERE, folder_configs
 from ltx2.models.folder import prepare_folder
 from ltx2.models.holding import FORMS, layers
-from ltx2.models.reading import PIECE, THREADS
 from ltx2.models.weights import FOLDERS, build
 
 SHARD = 5 * 10**9
-# Shards that are written at once.
-WRITERS = 4
 # Bytes of one block of the published transformer in bf16, and of what is written to learn the disk's speed.
 BLOCK, PROBE = 778 * 10**6, 2**30
+# Seconds after which a load is given up.
+LIMIT = 300
 NAMES = {torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3", torch.float32: "F32"}
 PARTS = {
     "bf16": ("transformer",),
@@ -52,38 +52,58 @@ PARTS = {
 }
 
 
-def main(words: list[str]) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Write, measure and remove, form by form."""
     values = _arguments(words)
     if values.child:
         print(json.dumps(load_once(values.folder, values.child, torch.device(values.device))))
         return
-    root, written = values.folder / "ltx2-loading", ""
+    root = values.folder / "ltx2-loading"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     common: dict[str, Any] = {"tiny": values.tiny, **origin(values.device), "file_system": file_system(root)}
-    probed = probe(root, values)
-    append(values.results, {"bench": "loading", "form": "disk", **common, **probed})
-    common["layers"] = values.layers
     try:
+        probed = probe(root, PROBE // 64 if values.tiny else PROBE)
+        values.layers = affordable(probed, values)
+        append(values.results, {"bench": "loading", "form": "disk", **common, **probed, "layers": values.layers})
+        written: tuple[str, float] | None = None
         for form in values.forms:
-            stored = "fp8" if form == "fp8" else "bf16"
-            key = f"{stored} {PARTS[form]}"
-            if key != written:
-                shutil.rmtree(root, ignore_errors=True)
-                begin = time.perf_counter()
-                write(root, PARTS[form], stored, values.layers, values.width, torch.device(values.device))
-                common["write_seconds"], written = time.perf_counter() - begin, key
-            for number in range(values.repeats):
-                report = {"bench": "loading", "form": form, "run": number, **common}
-                append(values.results, report | measure(root, form, values))
+            written = _forms_turn(root, form, values, common | {"layers": values.layers}, written)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _arguments(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+def _forms_turn(
+    root: Path, form: str, values: argparse.Namespace, common: dict[str, Any], written: tuple[str, float] | None
+) -> tuple[str, float] | None:
+    """Write a form's files where the last one's are not the same, and load them; what goes wrong is a line.
+
+    `written` says which files are there and the seconds that they took, as does what is returned.
+    """
+    common = {"bench": "loading", "form": form, **common}
+    try:
+        stored = "fp8" if form == "fp8" else "bf16"
+        key = f"{stored} {PARTS[form]}"
+        if written is None or key != written[0]:
+            written = None
+            shutil.rmtree(root, ignore_errors=True)
+            begin = time.perf_counter()
+            write(root, PARTS[form], stored, values)
+            written = key, time.perf_counter() - begin
+    except Exception as error:
+        append(values.results, common | failure(error))
+        return None
+    for number in range(values.repeats):
+        report = common | {"run": number, "write_seconds": written[1]}
+        try:
+            append(values.results, report | measure(root, form, values))
+        except Exception as error:
+            append(values.results, report | failure(error))
+    return written
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = arguments(__doc__, rehearsal="4 layers of 512 channels")
     parser.add_argument("--folder", type=Path, required=True, help="on the disk that is measured")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--layers", type=int, default=48, help="at most this many")
@@ -91,84 +111,46 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--forms", nargs="+", choices=PARTS, default=["bf16", "to-fp8", "fp8"])
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=600.0, help="fewer layers where the disk would take longer")
-    parser.add_argument("--tiny", action="store_true", help="4 layers of 512 channels")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    values = parser.parse_args(words)
+    values = parse(parser, words)
     if values.tiny:
         values.layers, values.width = min(values.layers, 4), 512
     return values
 
 
-def append(results: Path, line: dict[str, Any]) -> None:
-    """One line of the file, and of the screen."""
-    with results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
-
-
-def probe(root: Path, values: argparse.Namespace) -> dict[str, Any]:
-    """Learn how fast the disk is, and take as many layers as time and room allow (`values.layers` changes)."""
-    files = [root / f"probe-{number}" for number in range(WRITERS)]
-    size = (PROBE // 64 if values.tiny else PROBE) // WRITERS
-
-    def fill(file: Path) -> None:
-        with file.open("wb") as stream:
-            stream.write(os.urandom(size))
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(fill, files))
-    writing = WRITERS * size / (time.perf_counter() - begin)
-    reading = WRITERS * size / seconds_to_read(files, 0)
-    cached = drop(files)
-    for file in files:
-        file.unlink()
+def affordable(probed: dict[str, Any], values: argparse.Namespace) -> int:
+    """As many layers as time and room allow on a disk of these speeds, at most `values.layers`."""
     block = BLOCK * (values.width / 4096) ** 2
     seconds = room = 0.0
     written = ""
     for form in values.forms:
         share = (0.56 if form == "fp8" else 1) * block
         if (key := f"{form == 'fp8'} {PARTS[form]}") != written:
-            seconds, room, written = seconds + share / writing, max(room, share), key
+            seconds, room, written = seconds + share / probed["write_gb_s"] / 1e9, max(room, share), key
         # Raw twice, and the load.
-        seconds += 3 * values.repeats * share / reading
-    free = shutil.disk_usage(root).free
-    affordable = min(values.seconds / seconds, 0.9 * free / room)
-    values.layers = max(1, min(values.layers, int(affordable)))
-    speeds = {"write_gb_s": writing / 1e9, "read_gb_s": reading / 1e9, "cached_before": cached}
-    return {**speeds, "free_bytes": free, "layers": values.layers}
-
-
-def file_system(folder: Path) -> str:
-    """The kind of file system that holds a folder, as /proc/mounts names it."""
-    best, kind = "", "unknown"
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _, place, name, *_ = line.split()
-        if folder.resolve().is_relative_to(place) and len(place) >= len(best):
-            best, kind = place, name
-    return kind
+        seconds += 3 * values.repeats * share / probed["read_gb_s"] / 1e9
+    return max(1, min(values.layers, int(min(values.seconds / seconds, 0.9 * probed["free_bytes"] / room))))
 
 
 def measure(root: Path, form: str, values: argparse.Namespace) -> dict[str, Any]:
     """Raw reads and one load, each after the page cache was emptied of the files."""
     files = [file for part in PARTS[form] for file in sorted((root / part).glob("*.safetensors"))]
     size = sum(file.stat().st_size for file in files)
-    raw = {"raw": size / seconds_to_read(files, 0) / 1e9}
-    # Not every file system can pass the page cache by.
-    with suppress(OSError):
-        raw["raw_direct"] = size / seconds_to_read(files, os.O_DIRECT) / 1e9
+    raw: dict[str, float] = {}
+    for name, flags in (("raw", 0), ("raw_direct", os.O_DIRECT)):
+        # Not every file system can pass the page cache by.
+        with suppress(OSError):
+            raw[name] = size / seconds_to_read(files, flags) / 1e9
     cached = drop(files)
     command = [sys.executable, __file__, str(values.results), "--folder", str(root), "--device", values.device]
-    child = subprocess.run([*command, "--child", form], capture_output=True, text=True)
+    child = subprocess.run([*command, "--child", form], capture_output=True, text=True, timeout=LIMIT)
     if child.returncode:
-        raise SystemExit(child.stderr)
+        raise RuntimeError(f"the loading process ended with {child.returncode}: {child.stderr[-800:]}")
     loaded = json.loads(child.stdout.splitlines()[-1])
     rate = size / loaded["seconds"] / 1e9
     return {
         "bytes": size, "cached_before": cached, **{f"{name}_gb_s": speed for name, speed in raw.items()},
-        "load_gb_s": rate, "share_of_raw": rate / max(raw.values()), **loaded,
+        "load_gb_s": rate, "share_of_raw": rate / max(raw.values()) if raw else None, **loaded,
     }  # fmt: skip
 
 
@@ -211,13 +193,13 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def write(root: Path, parts: tuple[str, ...], stored: str, depth: int, width: int, device: torch.device) -> None:
+def write(root: Path, parts: tuple[str, ...], stored: str, values: argparse.Namespace) -> None:
     """Random components in shards, one tensor at a time, so that the host holds no more than one."""
-    configs = folder_configs(HERE / "configs" / "ltx-2")
+    configs, width = folder_configs(HERE / "configs" / "ltx-2"), values.width
     for part in parts:
         config = configs[part]
         if part == "transformer":
-            config |= {"num_layers": depth, "attention_head_dim": width // 32, "cross_attention_dim": width}
+            config |= {"num_layers": values.layers, "attention_head_dim": width // 32, "cross_attention_dim": width}
             config |= {"audio_attention_head_dim": width // 64, "audio_cross_attention_dim": width // 2}
         folder = root / FOLDERS[part]
         folder.mkdir(parents=True)
@@ -225,7 +207,8 @@ def write(root: Path, parts: tuple[str, ...], stored: str, depth: int, width: in
         network = build(part, config)
         held = {f"{layer}.weight" for layer in layers(network, "fp8")} if stored == "fp8" else set[str]()
         shapes = {name: tuple(t.shape) for name, t in network.state_dict().items() if name != "lm_head.weight"}
-        _write_shards(folder, "model" if part == "text_encoder" else "diffusion_pytorch_model", shapes, held, device)
+        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        _write_shards(folder, stem, shapes, held, torch.device(values.device))
 
 
 def _write_shards(
@@ -282,57 +265,5 @@ def _random(kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]], device: torch
             yield torch.empty(shape, dtype=dtype, device=device).normal_(0.0, 0.02)
 
 
-def seconds_to_read(files: list[Path], flags: int) -> float:
-    """Read all bytes with as many threads and pieces as the loader uses, into buffers that are thrown away."""
-    drop(files)
-    local = threading.local()
-
-    def fetch(file: int, start: int) -> int:
-        if not hasattr(local, "buffer"):
-            local.buffer = _aligned(PIECE)
-        return os.preadv(file, [local.buffer], start)
-
-    opened = [os.open(file, os.O_RDONLY | flags) for file in files]
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(THREADS) as pool:
-        spans = [(number, start) for number in opened for start in range(0, os.fstat(number).st_size, PIECE)]
-        total = sum(pool.map(lambda span: fetch(*span), spans))
-    seconds = time.perf_counter() - begin
-    for number in opened:
-        os.close(number)
-    assert total == sum(file.stat().st_size for file in files), "not all was read"
-    return seconds
-
-
-def _aligned(size: int) -> memoryview:
-    """O_DIRECT wants memory that begins at a page."""
-    import mmap
-
-    return memoryview(mmap.mmap(-1, size))
-
-
-def drop(files: list[Path]) -> float:
-    """Drop the files from the page cache; the share of sampled pages that are still there (0 is right)."""
-    there = tried = 0
-    for file in files:
-        number = os.open(file, os.O_RDONLY)
-        try:
-            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
-            size = os.fstat(number).st_size
-            # Far apart, since a sample that is not there would start reading ahead.
-            for start in random.Random(0).sample(range(0, size, 4096), min(32, size // 4096)):
-                tried += 1
-                try:
-                    there += os.preadv(number, [bytearray(1)], start, os.RWF_NOWAIT)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    return -1.0  # this file system cannot tell
-            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(number)
-    return there / max(tried, 1)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

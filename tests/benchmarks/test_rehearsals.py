@@ -1,0 +1,76 @@
+"""Every benchmark that has a rehearsal goes through all of its parts without an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Script = Callable[[str], Any]
+Lines = Callable[[], list[dict[str, Any]]]
+
+
+def check(found: list[dict[str, Any]]) -> None:
+    assert [line for line in found if "error" in line or line.get("failed")] == []
+
+
+def test_encode(script: Script, results: Path, lines: Lines) -> None:
+    script("encode").main([str(results), "--tiny", "--repeats", "1"])
+    check(lines())
+    measured = [(line["picture"], line["threads"]) for line in lines() if "threads" in line and "write" in line]
+    assert measured == [(picture, threads) for picture in ("noise", "moving") for threads in (12, 16, 24)]
+
+
+def test_h200(script: Script, results: Path, lines: Lines) -> None:
+    script("h200").main([str(results), "two-stage", "classic-fp8", "distilled", "--tiny", "--repeats", "1"])
+    check(lines())
+    rows = {line["row"]: line for line in lines() if "row" in line}
+    assert [*rows] == ["two-stage", "distilled", "distilled-diffusers", "classic-fp8"]
+    assert rows["distilled-diffusers"]["against"]["passes"] == rows["distilled"]["passes"]
+
+
+@pytest.mark.slow
+def test_speed(script: Script, results: Path, lines: Lines) -> None:
+    speed = script("speed")
+    speed.main([str(results), "--tiny", "--repeats", "1"])
+    check(lines())
+    assert {line["part"] for line in lines() if line.get("finished")} == speed.PARTS.keys()
+    assert all(line["ok"] for line in lines() if line["part"] == "ops check")
+
+
+@pytest.mark.slow
+def test_load(script: Script, results: Path, lines: Lines) -> None:
+    load = script("load")
+    load.main([str(results), "--tiny", "--seconds", "0.01"])
+    check(lines())
+    assert {line["part"] for line in lines() if line.get("finished")} == load.PARTS.keys()
+
+
+@pytest.mark.slow
+def test_weights(script: Script, results: Path, lines: Lines) -> None:
+    weights = script("weights")
+    weights.main([str(results), "--tiny", "--layers", "2"])
+    check(lines())
+    assert {line["bench"] for line in lines()} == {f"weights-{name}" for name in weights.BENCHES}
+
+
+@pytest.mark.slow
+def test_loading(script: Script, results: Path, lines: Lines, tmp_path: Path) -> None:
+    script("loading").main([str(results), "--folder", str(tmp_path), "--tiny"])
+    check(lines())
+    assert [line["form"] for line in lines()] == ["disk", "bf16", "to-fp8", "fp8"]
+    assert all(line["load_gb_s"] > 0 for line in lines()[1:])
+
+
+@pytest.mark.slow
+def test_start(script: Script, results: Path, lines: Lines) -> None:
+    script("start").main([str(results), "--tiny", "--requests", "1"])
+    check(lines())
+    assert [(line["cache"], line["warm_up"]) for line in lines()] == [
+        ("empty", True),
+        ("filled", True),
+        ("filled", False),
+    ]
+    assert all(len(line["requests"]) == 2 for line in lines())
