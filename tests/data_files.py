@@ -34,6 +34,11 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
     return float("inf") if torch.isnan(difference) else float(difference)
 
 
+def cosine(ours: Tensor, theirs: Tensor) -> float:
+    """Cosine similarity of two tensors of one size, in float64."""
+    return float(torch.nn.functional.cosine_similarity(ours.double().flatten(), theirs.double().flatten(), dim=0))
+
+
 def hear_interrupts() -> None:
     """For `preexec_fn`: a shell's background jobs, and what they start, ignore SIGINT unless told otherwise."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -85,9 +85,11 @@ ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: 
         lambda: torch.OutOfMemoryError("CUDA out of memory"),
         lambda: RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
         lambda: RuntimeError(ALLOCATOR),
+        lambda: RuntimeError("Triton Error [CUDA]: out of memory"),
+        lambda: RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         MemoryError,
     ],
-    ids=["cuda", "graph", "cpu", "python"],
+    ids=["cuda", "graph", "cpu", "triton", "cudnn", "python"],
 )
 def test_e4_memory_that_runs_out_is_tried_once_more_frugally(
     engine: Engine, plan: Plan, error: Callable[[], Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -214,7 +216,8 @@ def test_e4_networks_are_home_before_an_error_is_told(
 class Crowded:
     """Stands for a device without room for every network: `to` runs out there from the second one on."""
 
-    def __init__(self, models: Models):
+    def __init__(self, models: Models, error: Exception | None = None):
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
         self.room, self.at = 1, dict.fromkeys(models.networks, "cpu")
         for name, network in models.networks.items():
             network.to = lambda home, name=name: self.move(name, str(home))
@@ -222,15 +225,16 @@ class Crowded:
     def move(self, name: str, home: str) -> None:
         self.at[name] = "half way"
         if home == "meta" and list(self.at.values()).count("meta") >= self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         self.at[name] = home
 
 
-def test_e4_networks_that_find_no_room_stay_away_until_there_is_some() -> None:
+@pytest.mark.parametrize("error", [None, RuntimeError("CUDA error: out of memory")], ids=["torch", "cuda"])
+def test_e4_networks_that_find_no_room_stay_away_until_there_is_some(error: Exception | None) -> None:
     models = small("2.0")
     models.device = torch.device("meta")
     models.residency = meant = Residency("resident", models.device)
-    device = Crowded(models)
+    device = Crowded(models, error)
     with faults.frugal(models):
         pass
     assert models.residency.policy == "staged" and models.fast
@@ -240,6 +244,56 @@ def test_e4_networks_that_find_no_room_stay_away_until_there_is_some() -> None:
     device.room = len(device.at)
     faults.bring_back(models, meant)
     assert models.residency is meant and set(device.at.values()) == {"meta"}
+
+
+def test_e4_a_job_is_not_refused_because_the_networks_were_sent_away(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them at once did not fit either when the job before was made."""
+    models, counted = small("2.0"), []
+
+    def check(*given: Any) -> Fit:
+        counted.append("activations" if given[4] else "all networks")
+        return Fit(tiled=False)
+
+    monkeypatch.setattr("ltx2.engine.memory.check", check)
+    engine, meant = Engine(models), models.residency
+    models.residency = Residency("staged", models.device)
+    engine.check_fits(plan)
+    models.residency = meant
+    engine.check_fits(plan)
+    models.residency = Residency("staged", models.device)
+    Engine(models).check_fits(plan)
+    assert counted == ["activations", "activations", "all networks"]
+
+
+def test_e4_networks_without_room_on_the_cpu_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = small("2.0")
+    models.device = torch.device("meta")
+    models.residency = meant = Residency("resident", models.device)
+    device = Crowded(models)
+    device.room, device.at = len(device.at), dict.fromkeys(device.at, "meta")
+    move = device.move
+
+    def full(name: str, home: str) -> None:
+        move(name, home)
+        if home == "cpu" and list(device.at.values()).count("cpu") > 2:
+            device.at[name] = "half way"
+            raise RuntimeError(ALLOCATOR)
+
+    monkeypatch.setattr(device, "move", full)
+    with pytest.raises(OutOfMemory, match="nor the CPU"), faults.frugal(models):
+        raise AssertionError("nothing may be tried with half of a model")
+    assert models.residency is meant and models.fast and set(device.at.values()) == {"meta"}
+
+
+def test_networks_that_cannot_come_back_for_another_reason_are_an_error() -> None:
+    models = small("2.0")
+    models.device = torch.device("meta")
+    models.residency = Residency("staged", models.device)
+    Crowded(models, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        faults.bring_back(models, Residency("resident", models.device))
 
 
 def test_e4_a_network_without_room_goes_home_and_can_work_later() -> None:
@@ -283,6 +337,22 @@ def test_e5_f1_errors_get_their_names(
 
 def test_e5_a_cpu_is_never_lost() -> None:
     assert not faults.is_lost(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+    ],
+)
+def test_e5_a_device_without_room_is_not_lost(monkeypatch: pytest.MonkeyPatch, error: Exception, lost: bool) -> None:
+    def fails(_device: torch.device) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    assert faults.is_lost(torch.device("cuda")) == lost
 
 
 @pytest.fixture

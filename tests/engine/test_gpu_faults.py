@@ -101,6 +101,19 @@ def test_b9_one_seed_makes_one_video_also_in_another_process(bench: Bench, tmp_p
         assert other.good == bench.good
 
 
+@pytest.mark.gpu
+def test_b9_one_seed_makes_one_video_also_on_another_gpu(cuda: Bench, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    other = Bench("cuda:1", tmp_path)
+    try:
+        assert other.good == cuda.good == other.make()
+    finally:
+        other.engine.close()
+
+
 @pytest.mark.parametrize("phase", ["stage 1", pytest.param("decode", marks=pytest.mark.gpu)])
 def test_e2_a_child_that_is_killed_is_a_crash_and_the_next_makes_the_same_video(bench: Bench, phase: str) -> None:
     with pytest.raises(WorkerCrashed):

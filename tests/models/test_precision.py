@@ -1,4 +1,4 @@
-"""fp8 linears, published fp8 and nvfp4 weights, and what is refused about them."""
+"""fp8 linears: what they compute, which layers they hold, how they are made on load, and what is refused about them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ltx2.engine.engine import Engine
 from ltx2.models.components import Holding, load
 from ltx2.models.describe import Source
 from ltx2.models.holding import layers, quantise_network
-from ltx2.models.packing import block_scale_shape
 from ltx2.models.precision import (
     E4M3_MAX,
     FP8,
@@ -25,19 +23,18 @@ from ltx2.models.precision import (
     fp8_linears,
     product,
     quantise_rows,
-    unpack_nvfp4,
     use_calibration,
 )
 from ltx2.models.rename import component_of, diffusers_name, official_key
-from ltx2.models.singlefile import load_component, open_singlefile, prepare_component
+from ltx2.models.singlefile import load_component, open_singlefile
 from ltx2.models.small import small
 from ltx2.models.velocity import Stream, velocity
-from ltx2.spec.errors import CheckpointError, RefusedRequest
+from ltx2.spec.errors import RefusedRequest
 from ltx2.spec.events import Finished
 from ltx2.spec.plan import resolve
 from ltx2.spec.precision import block_weights, fp8_blocks
 from ltx2.spec.request import request
-from tests.data_files import DATA, largest_difference, tensors
+from tests.data_files import DATA, cosine, largest_difference, tensors
 from tests.models.checkpoints import write_folder, write_singlefile
 
 CPU = torch.device("cpu")
@@ -65,10 +62,6 @@ def _velocities(network: nn.Module) -> tuple[Tensor, Tensor]:
     return velocity(network, *streams)
 
 
-def _cosine(one: Tensor, other: Tensor) -> float:
-    return float(nn.functional.cosine_similarity(one.double().flatten(), other.double().flatten(), dim=0))
-
-
 def test_published_fp8_weights_are_kept_bit_for_bit_with_their_scales() -> None:
     network = _fp8_file("fp8", torch.bfloat16)
     stored = {
@@ -94,7 +87,7 @@ def test_fp8_linears_give_the_official_velocities_of_the_dequantised_weights() -
         official = expected[f"t2v.{side}.velocity"]
         # The official weights were rounded to bfloat16 after the scale; these never are.
         assert largest_difference(ours, official) <= 5e-3
-        assert _cosine(ours, official) >= 0.999999
+        assert cosine(ours, official) >= 0.999999
 
 
 def test_the_plain_form_equals_the_dequantised_weight() -> None:
@@ -112,7 +105,7 @@ def test_row_wise_products_stay_close_to_the_dequantised_weight() -> None:
     # Two factors of three bits of mantissa: about 3.7 % of noise on each activation, none of it shared.
     error = (rows - layer(x)).norm() / layer(x).norm()
     assert 0.005 < error < 0.04
-    assert _cosine(rows, layer(x)) >= 0.999
+    assert cosine(rows, layer(x)) >= 0.999
 
 
 @pytest.mark.gpu
@@ -124,7 +117,7 @@ def test_the_units_of_a_gpu_equal_the_plain_product(shape: tuple[int, int, int])
     x = torch.randn(tokens, into).bfloat16()
     expected = product(*quantise_rows(x), layer.weight, layer.scale, layer.bias, torch.bfloat16)
     actual = layer.cuda()(x.cuda()).cpu()
-    assert _cosine(actual, expected) >= 0.9999
+    assert cosine(actual, expected) >= 0.9999
     assert (actual.float() - expected.float()).abs().max() <= 0.05 * expected.float().abs().max()
 
 
@@ -170,6 +163,20 @@ def test_calibrated_inputs_are_clamped_and_the_clamped_share_is_counted() -> Non
     assert layer.counts is counts and clamping(network) is None, "a graph goes on counting into the same tensor"
     use_calibration(network, static=False)
     assert clamped_share(network) == {} and not torch.allclose(network(x), result)
+
+
+def test_what_is_clamped_is_counted_where_the_weights_are() -> None:
+    """Also when they went there after the counting began, as networks do that wait on the CPU."""
+    layer = _random_fp8(16, 32)
+    layer.input_scale = nn.Parameter(torch.tensor(0.01), requires_grad=False)
+    use_calibration(layer)
+    assert "counts" not in layer.state_dict(), "it is none of a checkpoint's tensors"
+    with torch.inference_mode():
+        layer.counts = torch.ones_like(layer.counts) if layer.counts is not None else None
+    count_anew(layer)
+    assert layer.counts is not None and layer.counts.tolist() == [0, 0], "as they came there in a generation"
+    layer.to("meta")
+    assert layer(torch.ones(4, 32, device="meta")).is_meta
 
 
 @pytest.mark.gpu
@@ -253,7 +260,7 @@ def test_quantised_on_load_equals_quantised_in_place(tmp_path: Path) -> None:
     for name, layer in ours.items():
         # From the file's float32, not from its bfloat16.
         assert (
-            _cosine(dequantise(layer.weight, layer.scale), dequantise(theirs[name].weight, theirs[name].scale)) > 0.999
+            cosine(dequantise(layer.weight, layer.scale), dequantise(theirs[name].weight, theirs[name].scale)) > 0.999
         )
         assert not any(parameter.requires_grad or parameter.is_meta for parameter in layer.parameters())
 
@@ -271,7 +278,7 @@ def test_the_forward_of_a_quantised_network_stays_close() -> None:
     after = _velocities(network)
     for one, other in zip(before, after, strict=True):
         assert not torch.equal(one, other)
-        assert _cosine(one, other) >= 0.998
+        assert cosine(one, other) >= 0.998
 
 
 def test_fp8_is_refused_where_it_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,125 +289,6 @@ def test_fp8_is_refused_where_it_cannot_work(monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.knob == "precision"
     with pytest.raises(RefusedRequest, match=r"cannot be merged into fp8.*added"):
         load("tiny", holding=Holding("fp8", loras="merged"))
-
-
-# nvfp4: a writer of its own, value by value, from the description of the layout.
-
-
-def write_nvfp4(weight: Tensor) -> dict[str, Tensor]:
-    """W [out, in] -> weight uint8, weight_scale e4m3 in tiles, weight_scale_2; the values it keeps under `values`."""
-    steps = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-    rows, columns = weight.shape
-    whole = max(float(weight.abs().max()) / 2688, 1e-12)
-    blocks = columns // 16
-    high, wide = -(-rows // 128) * 128, -(-blocks // 4) * 4
-    packed, kept = torch.zeros(rows, columns // 2, dtype=torch.uint8), torch.zeros(rows, columns)
-    scales = torch.zeros(high * wide)
-    for row in range(rows):
-        for block in range(blocks):
-            part = weight[row, block * 16 : block * 16 + 16]
-            scale = float((part.abs().max() / 6 / whole).clamp(max=448).to(FP8))
-            tile = (row // 128) * (wide // 4) + block // 4
-            scales[tile * 512 + (row % 32) * 16 + (row % 128) // 32 * 4 + block % 4] = scale
-            for column, value in enumerate(part.tolist()):
-                size = abs(value) / (scale * whole) if scale else 0.0
-                code = min(range(8), key=lambda step: abs(steps[step] - size))
-                sign = 8 if value < 0 else 0
-                place = block * 16 + column
-                packed[row, place // 2] |= (sign | code) << (0 if place % 2 else 4)
-                kept[row, place] = (-1 if sign else 1) * steps[code] * scale * whole
-    return {
-        "weight": packed, "weight_scale": scales.reshape(high, wide).to(FP8),
-        "weight_scale_2": torch.tensor(whole), "input_scale": torch.tensor(0.01), "values": kept,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("shape", [(16, 32), (130, 96)])
-def test_nvfp4_written_value_by_value_is_read_back(shape: tuple[int, int]) -> None:
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 0.02
-    stored = write_nvfp4(weight)
-    assert stored["weight_scale"].shape == block_scale_shape(tuple(stored["weight"].shape))
-    read = unpack_nvfp4(stored["weight"], stored["weight_scale"], stored["weight_scale_2"])
-    assert read.dtype == torch.bfloat16
-    assert torch.equal(read, stored["values"].bfloat16())
-    assert (read.float() - weight).norm() / weight.norm() < 0.12
-
-
-LAYER = "transformer_blocks.1.attn1.to_q"
-KEY = official_key("transformer", LAYER)
-
-
-def _nvfp4_tensors(layer: str, weight: Tensor, without: str = "") -> dict[str, Tensor]:
-    stored = write_nvfp4(weight)
-    base = official_key("transformer", layer)
-    return {f"{base}.{leaf}": value for leaf, value in stored.items() if leaf not in ("values", without)}
-
-
-def test_a_file_with_nvfp4_weights_loads_as_what_they_stand_for(tmp_path: Path) -> None:
-    models = small("2.0")
-    root = write_folder(models, tmp_path / "model")
-    weight = models.networks["transformer"].get_parameter(f"{LAYER}.weight")
-    file = write_singlefile(models, tmp_path / "a-fp4.safetensors", _nvfp4_tensors(LAYER, weight))
-    loaded = load(Source(str(file), text_encoder=root), dtype=torch.bfloat16)
-    expected = write_nvfp4(weight)["values"].bfloat16()
-    assert torch.equal(loaded.networks["transformer"].get_parameter(f"{LAYER}.weight"), expected)
-    held = load(Source(str(file), text_encoder=root), dtype=torch.bfloat16, holding=Holding("fp8"))
-    layer = dict(fp8_linears(held.networks["transformer"]))[LAYER]
-    assert _cosine(dequantise(layer.weight, layer.scale), expected) > 0.999
-
-
-@pytest.mark.parametrize(
-    ("tensors_", "complaint"),
-    [
-        (_nvfp4_tensors(LAYER, torch.randn(32, 32), "weight_scale"), "quantised without its weight_scale$"),
-        (_nvfp4_tensors(LAYER, torch.randn(32, 32), "weight_scale_2"), "quantised without its weight_scale_2"),
-        (
-            _nvfp4_tensors(LAYER, torch.randn(32, 32)) | {f"{KEY}.weight_scale": torch.ones(32, 2)},
-            r"weight_scale is F32 \[32, 2\] instead of F8_E4M3 \[128, 4\]",
-        ),
-        (_nvfp4_tensors(LAYER, torch.randn(32, 64)), r"attn1.to_q.weight \[32, 64\] instead of \[32, 32\]"),
-        (
-            {f"{KEY}.weight": torch.ones(32, 32, dtype=torch.int8)},
-            r"1 of an unexpected dtype: transformer_blocks.1.attn1.to_q.weight I8",
-        ),
-        (
-            {f"{KEY}.weight": torch.ones(32, 16, dtype=torch.uint8)},
-            "packed .uint8. without its weight_scale and weight_scale_2",
-        ),
-        (
-            {
-                f"{KEY}.weight": torch.ones(32, 32).to(FP8),
-                f"{KEY}.weight_scale": torch.ones(7),
-            },
-            r"weight_scale has the shape \[7\]",
-        ),
-        (
-            {f"{KEY}.weight_scale": torch.ones(())},
-            "weight_scale, but no fp8 or nvfp4 weight that it belongs to",
-        ),
-        ({f"{KEY}.comfy_quant": torch.ones(4)}, "rotated int8.*take the bf16, fp8"),
-    ],
-)  # fmt: skip
-def test_quantised_tensors_that_do_not_belong_together_are_refused(
-    tmp_path: Path, tensors_: dict[str, Tensor], complaint: str
-) -> None:
-    file = write_singlefile(small("2.0"), tmp_path / "model.safetensors", tensors_)
-    with pytest.raises(CheckpointError, match=complaint):
-        prepare_component(open_singlefile(file), "transformer", dtype=torch.bfloat16)
-
-
-def test_fp8_weights_in_a_folder_are_refused_without_their_scales(tmp_path: Path) -> None:
-    """A plain cast of an fp8 file to bf16 is what made the published files glitch elsewhere."""
-    root = write_folder(small("2.0"), tmp_path / "model")
-    file = root / "transformer" / "diffusion_pytorch_model.safetensors"
-    state = load_file(file)
-    name = f"{LAYER}.weight"
-    save_file(state | {name: state[name].to(FP8)}, file)
-    with pytest.raises(CheckpointError, match=r"to_q\.weight is fp8 without its weight_scale"):
-        load(str(root))
-    save_file(state | {name: state[name].to(FP8), f"{LAYER}.weight_scale": torch.tensor(0.5)}, file)
-    loaded = load(str(root), dtype=torch.bfloat16).networks["transformer"].get_parameter(name)
-    assert torch.equal(loaded, (state[name].to(FP8).float() * 0.5).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

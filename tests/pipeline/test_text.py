@@ -15,6 +15,7 @@ from ltx2.models.small import small
 from ltx2.pipeline import text
 from ltx2.pipeline.text import embed, tokenise
 from ltx2.spec.errors import RefusedRequest
+from tests.models.fast.host import META, Apart
 from tests.models.fast.test_graphs import FakeRecorder
 
 TEXTS = ("", "a cat", "a red ball bounces with a beep")
@@ -112,6 +113,18 @@ def test_graphs_are_used_again_and_made_anew_when_weights_have_moved(
     assert recorder.recorded == before + 1
 
 
+@torch.inference_mode()
+def test_what_is_recorded_asks_nothing_of_the_host(gemma3: Models) -> None:
+    network = copy.deepcopy(gemma3.networks["text_encoder"]).to(META)
+    ids, mask = tokenise(gemma3.tokenizer, ["a cat"], gemma3.card.text_tokens)
+    places = torch.arange(ids.shape[1], device=META)[None]
+    given = (ids.to(META), places, encoder._masks(network, mask, META))
+    with Apart() as apart:
+        states = encoder._forward(network, *given)
+    assert apart.done > 100 and not apart.touched
+    assert states.shape[:2] == ids.shape
+
+
 def test_what_cannot_be_recorded_runs_without_and_says_so(
     gemma3: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,10 +141,15 @@ def test_what_cannot_be_recorded_runs_without_and_says_so(
 
 
 @pytest.mark.gpu
-def test_a_graph_on_a_gpu_gives_the_bits_of_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_graph_on_a_gpu_gives_the_bits_of_the_forward(number: int) -> None:
     from ltx2.models import fast
 
-    models = load("tiny", device="cuda", dtype=torch.bfloat16)
+    if number >= torch.cuda.device_count():
+        pytest.skip("there is one GPU")
+    # Also one that is not the current one.
+    device = torch.device("cuda", number)
+    models = load("tiny", device=device, dtype=torch.bfloat16)
     network = models.networks["text_encoder"]
     models.fast = False
     plain = [embed(models, [words]).video for words in TEXTS]
@@ -139,7 +157,7 @@ def test_a_graph_on_a_gpu_gives_the_bits_of_the_forward(monkeypatch: pytest.Monk
     for _ in range(3):
         for words, expected in zip(TEXTS, plain, strict=True):
             assert torch.equal(embed(models, [words]).video, expected)
-    graphs = encoder._graphs(network, torch.device("cuda"))
+    graphs = encoder._graphs(network, device)
     assert graphs is not None and len(graphs.recorded) == 1, "recorded, and not refused"
     assert fast.forget(network), "dropped with what else is kept"
 

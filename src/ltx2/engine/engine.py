@@ -98,7 +98,10 @@ class Engine:
 
     def _fit(self, plan: Plan) -> memory.Fit:
         models = self.models
-        return memory.check(plan, models.card, models.device, models.held, loaded=models.residency.policy == "resident")
+        # Networks that a lack of memory sent away come one at a time: whether there is room for each shows when it comes.
+        away = models.residency is not self.residency
+        loaded = away or models.residency.policy == "resident"
+        return memory.check(plan, models.card, models.device, models.held, loaded)
 
     def _forget(self) -> bool:
         """Drop what the fast path keeps; whether there was anything."""

@@ -12,17 +12,18 @@ import torch
 from ltx2.models import fast
 from ltx2.models.components import Models
 from ltx2.models.residency import Residency
-from ltx2.spec.errors import GenerationFailed, Ltx2Error, OutOfRoom, WorkerCrashed
+from ltx2.spec.errors import GenerationFailed, Ltx2Error, OutOfMemory, OutOfRoom, WorkerCrashed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 OUT_OF_MEMORY = (
-    "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator", "CUDA error: out of memory", "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED",
 )  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether less memory would have helped. A CPU's allocator raises a plain RuntimeError, as do CUDA and its libraries
-    where they allocate by themselves: for a graph, for pinned memory, for a handle.
+    where they allocate by themselves: for a graph, for pinned memory, for a handle, for a kernel's code.
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -47,10 +48,8 @@ def is_lost(device: torch.device) -> bool:
     try:
         torch.cuda.synchronize(device)
         torch.zeros(1, device=device).add_(1).item()
-    except torch.OutOfMemoryError:
-        return False
-    except RuntimeError:
-        return True
+    except RuntimeError as error:
+        return not is_out_of_memory(error)
     return False
 
 
@@ -65,7 +64,8 @@ def release(device: torch.device) -> None:
 def frugal(models: Models) -> Iterator[None]:
     """Inside the block networks wait on the CPU, and only those at work are on the device, on their plain paths.
 
-    Afterwards they are where they were, or wait on until `bring_back` finds room.
+    Afterwards they are where they were, or wait on until `bring_back` finds room. Raises OutOfMemory when the CPU has
+    no room for them either.
     """
     before, was_fast = models.residency, models.fast
     if before.policy != "resident" or models.device.type == "cpu":
@@ -73,8 +73,15 @@ def frugal(models: Models) -> Iterator[None]:
         return
     # Fast paths keep weights of their own, and graphs that know where weights lay.
     models.fast = False
-    _move(models, Residency("staged", models.device))
+    # Said before they go: wherever a lack of memory leaves them, they may be brought back from there.
+    models.residency = Residency("staged", models.device)
     try:
+        try:
+            _move(models, models.residency)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory("neither the device nor the CPU has room", hint="ask for a smaller size") from error
         yield
     finally:
         models.fast = was_fast
@@ -88,8 +95,12 @@ def bring_back(models: Models, residency: Residency) -> None:
         return
     try:
         _move(models, residency)
-    except torch.OutOfMemoryError:
-        _move(models, away)
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only here, beyond the handler, nothing holds what had been moved when there was no more room.
+    _move(models, away)
 
 
 def _move(models: Models, residency: Residency) -> None:

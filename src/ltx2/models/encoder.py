@@ -76,8 +76,8 @@ def _masks(encoder: Any, valid: Tensor, device: torch.device) -> dict[str, Tenso
 class _Text(Graphs):
     """The graphs of one text encoder, and who owns what they are given: nobody, for nothing of it stays the same."""
 
-    def __init__(self) -> None:
-        super().__init__(CudaRecorder(), limit=GRAPH_TOKENS // GPU_GROUP)
+    def __init__(self, device: torch.device | str = "cuda") -> None:
+        super().__init__(CudaRecorder(device), limit=GRAPH_TOKENS // GPU_GROUP)
         self.owner = _Nobody()
 
 
@@ -90,4 +90,4 @@ def _graphs(encoder: Any, device: torch.device) -> _Text | None:
     """They live on the encoder, and are dropped by `fast.forget` before its weights go elsewhere."""
     if device.type != "cuda":
         return None
-    return encoder.__dict__.setdefault(_TWIN, _Text())
+    return encoder.__dict__.setdefault(_TWIN, _Text(device))

@@ -38,7 +38,9 @@ class Fp8Linear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.input_scale = None if input_scale is None else nn.Parameter(input_scale, requires_grad=False)
         self.static = False
-        self.counts: Tensor | None = None
+        self.counts: Tensor | None
+        # A buffer, so that it goes where the weights go.
+        self.register_buffer("counts", None, persistent=False)
 
     @staticmethod
     def quantise(weight: Tensor) -> dict[str, Tensor]:
@@ -158,8 +160,9 @@ def use_calibration(network: nn.Module, static: bool = True) -> int:
     return len(calibrated)
 
 
+@torch.inference_mode()
 def count_anew(network: nn.Module) -> None:
-    """Forget what was clamped so far, in place."""
+    """Forget what was clamped so far, in place; also where the counts came to the device in inference mode."""
     for _, layer in fp8_linears(network):
         if layer.counts is not None:
             layer.counts.zero_()

@@ -60,6 +60,8 @@ def main() -> None:
     for half, pair, fp8 in ((64, True, False), (64, True, True), (32, False, False)):
         heads = {"DIM": 64 * half, "HALF": half, "ROTATES": half == 64, "BLOCK_HEADS": 32, "BLOCK_HALF": half}
         show(head_kernels._normalise_heads, {**heads, "PAIR": pair, "QUANTISE": fp8}, 8, fp8)
+    # One row: a launch makes a constant of every 1.
+    show(head_kernels._normalise_heads, {**heads, "PAIR": False, "QUANTISE": False, "batches": 1}, 8, False)
     heads = {"HEADS": 32, "WIDTH": 128, "BLOCK_HEADS": 32, "BLOCK_WIDTH": 128}
     show(head_kernels._quantise_heads, heads, 8, True)
     show(head_kernels._largest, {**heads, "TOKENS": head_kernels.TOKENS}, 8, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import av
@@ -16,7 +17,14 @@ from torch.nn import functional
 from ltx2.engine.engine import Engine
 from ltx2.models import fast
 from ltx2.models.fast import Stage, Twin, attention, passes
-from ltx2.models.fast.attention import attend, attend_as_fp8, attend_in_fp8, backend, check_attention
+from ltx2.models.fast.attention import (
+    attend,
+    attend_as_fp8,
+    attend_in_fp8,
+    backend,
+    check_attention,
+    through_flash,
+)
 from ltx2.models.fast.graphs import Graphs
 from ltx2.models.fast.ops import PLAIN, Heads, Table, choose, norm_scales, normalise_heads
 from ltx2.models.small import small
@@ -167,6 +175,7 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], packa
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "A GPU")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in packages else None)
+    monkeypatch.setattr(attention, "flash_3", lambda: object() if "fa3_fwd_interface" in packages else None)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +201,68 @@ def test_where_it_cannot_be_it_is_refused_by_name(
 def test_where_it_can_be_it_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _pretend(monkeypatch, (9, 0), {"fa3_fwd_interface", "triton"})
     check_attention("fp8", CUDA)
+
+
+def test_a_package_that_does_not_load_is_refused_for_fp8_and_done_without_otherwise(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a wheel for another CUDA."""
+    load = attention.flash_3.__wrapped__
+    _pretend(monkeypatch, (9, 0), {"fa3_fwd_interface", "triton"})
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", None)
+    assert load() is None and "fa3-fwd is installed, but does not load" in caplog.text
+    monkeypatch.setattr(attention, "flash_3", load)
+    with pytest.raises(RefusedRequest, match="fa3-fwd does not load"):
+        check_attention("fp8", CUDA)
+    assert backend(CUDA, torch.bfloat16, 24_576) == "torch, cuDNN first"
+
+
+class FakeFlash:
+    """FlashAttention 3's kernel as its callers see it: what it refuses, and exact attention in bfloat16."""
+
+    def __init__(self) -> None:
+        self.copied: list[bool] = []
+
+    def __call__(self, *parts: Tensor, softmax_scale: float | None = None, **scales: Tensor) -> Tensor:
+        fp8 = parts[0].dtype == torch.float8_e4m3fn
+        for part in parts:
+            assert part.ndim == 4 and part.stride(-1) == 1
+            assert part.shape[-1] % (16 if fp8 else 8) == 0, "head_size should be a multiple"
+            assert all(part.stride(n) * part.element_size() % 16 == 0 for n in range(3)), "no TMA descriptor"
+        self.copied.append(all(part.is_contiguous() for part in parts))
+        wide = [part.float() for part in parts]
+        for number, name in enumerate(("q_descale", "k_descale", "v_descale") if fp8 else ()):
+            assert scales[name].shape == (len(parts[0]), parts[0].shape[2]) and scales[name].dtype == torch.float32
+            wide[number] *= scales[name][:, None, :, None]
+        q, k, v = (part.transpose(1, 2) for part in wide)
+        return functional.scaled_dot_product_attention(q, k, v, scale=softmax_scale).transpose(1, 2).bfloat16()
+
+
+@pytest.mark.parametrize("channels", [56, 64])
+def test_heads_of_any_width_suit_the_fp8_kernel(channels: int) -> None:
+    """56 as in the embedded model."""
+    draw, heads = torch.Generator().manual_seed(0), 4
+    q, k, v = (torch.randn(2, 30, heads * channels, generator=draw).to(torch.float8_e4m3fn) for _ in range(3))
+    scales = tuple(torch.rand(1, heads, generator=draw).expand(2, -1) for _ in range(3))
+    parts = Heads(q, k, v, scales)
+    seen = through_flash(FakeFlash(), parts)
+    assert seen.shape == q.shape and _relative(seen, attend_as_fp8(parts, torch.float32)) < 0.03
+
+
+@pytest.mark.parametrize(("heads", "channels", "gates", "copies"), [(4, 56, 4, True), (32, 128, 32, False)])
+def test_rows_that_the_kernel_cannot_move_are_copied(
+    monkeypatch: pytest.MonkeyPatch, heads: int, channels: int, gates: int, copies: bool
+) -> None:
+    """Of a projection that gives queries, keys, values and gate logits; published sizes need no copy."""
+    flash, width = FakeFlash(), heads * channels
+    monkeypatch.setattr(attention, "takes_flash_3", lambda *_: True)
+    monkeypatch.setattr(attention, "flash_3", lambda: flash)
+    packed = torch.randn(1, 9, 3 * width + gates, generator=torch.Generator().manual_seed(0)).bfloat16()
+    q, k, v = packed[..., : 3 * width].split(width, -1)
+    seen = attend(q, k, v, heads)
+    assert flash.copied == [copies]
+    monkeypatch.setattr(attention, "takes_flash_3", lambda *_: False)
+    assert _relative(seen, attend(q, k, v, heads)) < 0.01
 
 
 def test_reports_name_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:

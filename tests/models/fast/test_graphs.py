@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from ltx2.models.fast import Stage, Twin
-from ltx2.models.fast.graphs import Graphs
+from ltx2.models import encoder
+from ltx2.models.fast import Stage, Twin, graphs, passes, slow_paths
+from ltx2.models.fast.graphs import CudaRecorder, Graphs
+from ltx2.models.fast.stage import given
+from ltx2.models.holding import quantise_network
+from ltx2.models.precision import fp8_linears, use_calibration
 from ltx2.models.small import small
-from ltx2.models.velocity import Perturbation, velocities
+from ltx2.models.velocity import Perturbation, Stream, velocities
 from tests.data_files import largest_difference
-from tests.models.fast.test_forward import _random_streams
+from tests.models.fast.host import Apart
+from tests.models.fast.test_forward import _random_streams, _small
 
 
 class FakeRecorder:
@@ -143,6 +152,21 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(caplog: pytest.L
 
 
 @torch.inference_mode()
+def test_a_video_says_that_its_passes_could_not_be_recorded() -> None:
+    def refuses(_work: Callable[[], Any]) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    networks = small("2.0").networks
+    stage = passes(networks["transformer"])
+    assert isinstance(stage, Stage)
+    stage.twin.graphs = Graphs(refuses)
+    streams, cpu = _random_streams(networks["transformer"], 1, False), torch.device("cpu")
+    for said in ((), ("the transformer ran without a CUDA graph: operation not permitted when stream is capturing",)):
+        stage(*streams)
+        assert slow_paths(networks["transformer"], networks["vae"], cpu) == said
+
+
+@torch.inference_mode()
 def test_a_recording_that_runs_out_of_memory_is_no_refusal() -> None:
     def runs_out(_work: Callable[[], Any]) -> Any:
         raise torch.OutOfMemoryError("no more")
@@ -158,19 +182,199 @@ def test_a_recording_that_runs_out_of_memory_is_no_refusal() -> None:
             run()
 
 
+def _to(stream: Stream, device: str, dtype: torch.dtype = torch.float32) -> Stream:
+    """The stream there, one row expanded where it is one row here: copied, it would be rows that differ."""
+    moved: dict[str, torch.Tensor] = {}
+    for name, value in vars(stream).items():
+        if value is not None:
+            there = (value[:1] if value.stride(0) == 0 else value).to(device)
+            moved[name] = (there.to(dtype) if name in ("latent", "context") else there).expand(value.shape)
+    return replace(stream, **moved)
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])
+@pytest.mark.parametrize("how", ["bf16", "fp8", "fp8 attention"])
+@torch.inference_mode()
+def test_what_is_recorded_asks_nothing_of_the_host(version: str, how: str) -> None:
+    transformer = copy.deepcopy(_small(version)).to(torch.bfloat16)
+    if how == "fp8":
+        quantise_network(transformer, "fp8")
+        for _, layer in fp8_linears(transformer):
+            layer.input_scale = nn.Parameter(torch.tensor(0.01), requires_grad=False)
+        assert use_calibration(transformer), "which counts what it clamps"
+    video, audio = _random_streams(transformer, 2, True)
+    sides = [
+        _to(replace(side, positions=side.positions[:1].expand_as(side.positions)), "meta", torch.bfloat16)
+        for side in (video, audio)
+    ]
+    transformer.to("meta")
+    forward = Twin(transformer, fp8_from=1 if how == "fp8 attention" else None).forward
+    constant, now = forward.constant(sides[0], sides[1]), given(sides[0], sides[1])
+    with Apart() as apart:
+        [plain, *_] = forward.evaluate(now, constant, STG)
+    assert apart.done > 300 and not apart.touched
+    assert [one.shape for one in plain] == [side.latent.shape for side in sides]
+
+
+class FakeCuda:
+    """What a recorder uses of torch.cuda, with the habits of torch 2.11: one current stream for each device, and a
+    recording that breaks so that it cannot be ended leaves the stream, and the pool, as they were in it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.device_now, self.streams, self.pools = 0, {0: "default 0", 1: "default 1"}, 0
+        self.open: list[Any] = []
+        self.held: list[Any] = []
+        self.recorded_on: list[tuple[int, str]] = []
+        self.breaks = False
+        for name in ("device", "current_device", "current_stream", "set_stream", "graph_pool_handle", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (), {"replay": lambda _self: None}))
+        monkeypatch.setattr(graphs, "_stream", lambda number: f"recording {number}")
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda _device, pool: self.held.remove(pool), raising=False)
+
+    @contextmanager
+    def device(self, device: torch.device | str) -> Iterator[None]:
+        before, self.device_now = self.device_now, torch.device(device).index or 0
+        try:
+            yield
+        finally:
+            self.device_now = before
+
+    def current_device(self) -> int:
+        return self.device_now
+
+    def current_stream(self) -> str:
+        return self.streams[self.device_now]
+
+    def set_stream(self, stream: str) -> None:
+        self.device_now = int(stream.split()[1])
+        self.streams[self.device_now] = stream
+
+    def graph_pool_handle(self) -> tuple[int, int]:
+        self.pools += 1
+        return 0, self.pools
+
+    @contextmanager
+    def graph(self, _graph: Any, pool: Any, stream: str) -> Iterator[None]:
+        before = self.current_stream()
+        self.set_stream(stream)
+        if pool in self.open:
+            raise RuntimeError("already recording to mempool_id")
+        self.open.append(pool)
+        self.held.append(pool)
+        self.recorded_on.append((self.device_now, self.current_stream()))
+        try:
+            yield
+        finally:
+            if self.breaks:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            self.open.remove(pool)
+            self.set_stream(before)
+
+    def end(self, _device: int, pool: Any) -> None:
+        if pool not in self.open:
+            raise RuntimeError("not currently recording to mempool_id")
+        self.open.remove(pool)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_recording_is_made_on_the_gpu_of_its_tensors(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """On another one nothing would be recorded, and every replay would give the first results."""
+    cuda = FakeCuda(monkeypatch)
+    recorder = CudaRecorder(torch.device("cuda", number))
+    assert recorder(lambda: 7)[0] == 7
+    assert cuda.recorded_on == [(number, f"recording {number}")]
+    assert (cuda.device_now, cuda.streams[number]) == (0, f"default {number}"), "and then all is as it was"
+    assert encoder._Text(torch.device("cuda", number)).recorder.device == torch.device("cuda", number)
+
+
+def test_a_recording_that_breaks_leaves_stream_and_pool_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    kept = Graphs(CudaRecorder(torch.device("cuda", 1)))
+
+    def work(_x: Any, _y: Any) -> torch.Tensor:
+        if cuda.breaks and cuda.streams[1] == "recording 1":
+            raise RuntimeError("not permitted when stream is capturing")
+        return torch.ones(1)
+
+    def run(key: str) -> float:
+        return float(kept.run(key, work, torch.ones(1), torch.ones(1), owner))
+
+    owner = Someone()
+    assert [run("first") for _ in range(3)] == [1, 1, 1] and cuda.held == [(0, 1)]
+    cuda.breaks = True
+    assert [run("second") for _ in range(3)] == [1, 1, 1]
+    assert "previous error during capture; before that: not permitted" in caplog.text
+    assert cuda.streams[1] == "default 1" and cuda.device_now == 0 and not cuda.open
+    assert cuda.held == [(0, 1)], "the pool of the first graph stays, what the second one took of it is given back"
+    cuda.breaks = False
+    assert [run("third") for _ in range(3)] == [1, 1, 1] and len(kept.recorded) == 2
+
+
+def test_a_recording_that_breaks_for_lack_of_memory_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    kept, owner = Graphs(CudaRecorder()), Someone()
+
+    def work(_x: Any, _y: Any) -> torch.Tensor:
+        if cuda.breaks:
+            raise torch.OutOfMemoryError("no more")
+        return torch.ones(1)
+
+    kept.run("k", work, torch.ones(1), torch.ones(1), owner)
+    cuda.breaks = True
+    with pytest.raises(torch.OutOfMemoryError, match="no more"):
+        kept.run("k", work, torch.ones(1), torch.ones(1), owner)
+    assert not kept.refused
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("number", [0, 1])
+@torch.inference_mode()
+def test_graphs_replay_exactly_what_runs_without_them(number: int) -> None:
+    if number >= torch.cuda.device_count():
+        pytest.skip("there is one GPU")
+    # Also on one that is not the current one.
+    device = f"cuda:{number}"
+    transformer = small("2.3", dtype=torch.bfloat16, device=device).networks["transformer"]
+    stage = Stage(Twin(transformer))
+    for seed in range(2):
+        sides = [_to(side, device, torch.bfloat16) for side in _random_streams(transformer, 2, True, seed)]
+        stage.forget()
+        recorded, stage.twin.graphs = stage.twin.graphs, None
+        plain = stage(sides[0], sides[1], STG)
+        stage.twin.graphs = recorded
+        stage = Stage(stage.twin)
+        for run in [stage(sides[0], sides[1], STG) for _ in range(4)]:
+            for pair, first in zip(run, plain, strict=True):
+                assert all(torch.equal(one, other) for one, other in zip(pair, first, strict=True))
+    assert stage.twin.graphs and len(stage.twin.graphs.recorded) == 1
+
+
 @pytest.mark.gpu
 @torch.inference_mode()
-def test_graphs_replay_exactly_what_runs_without_them() -> None:
-    transformer = small("2.3", dtype=torch.bfloat16, device="cuda").networks["transformer"]
-    video, audio = _random_streams(transformer, 2, True)
-    sides = []
-    for side in (video, audio):
-        on_device = {key: value.cuda() for key, value in vars(side).items() if value is not None}
-        on_device |= {"latent": on_device["latent"].bfloat16(), "context": on_device["context"].bfloat16()}
-        sides.append(replace(side, **on_device))
-    stage = Stage(Twin(transformer))
-    runs = [stage(sides[0], sides[1], STG) for _ in range(4)]
-    for run in runs[1:]:
-        for pair, first in zip(run, runs[0], strict=True):
-            assert all(torch.equal(one, other) for one, other in zip(pair, first, strict=True))
-    assert stage.twin.graphs and len(stage.twin.graphs.recorded) == 1
+def test_a_recording_that_breaks_on_a_gpu_leaves_stream_and_memory(caplog: pytest.LogCaptureFixture) -> None:
+    kept, owner, room = Graphs(CudaRecorder()), Someone(), 2**28
+    x, fixed = torch.ones(room // 4, device="cuda"), torch.ones(1, device="cuda")
+
+    def work(x: torch.Tensor, y: torch.Tensor, waits: bool) -> torch.Tensor:
+        total = (x + y).sum()
+        if waits and torch.cuda.is_current_stream_capturing():
+            total.item()
+        return total
+
+    def run(key: str) -> float:
+        return float(kept.run(key, lambda x, y: work(x, y, key == "waits"), x, fixed, owner))
+
+    wanted = run("before")
+    torch.cuda.empty_cache()
+    before, stream = torch.cuda.memory_reserved(), torch.cuda.current_stream()
+    assert [run("waits") for _ in range(3)] == [wanted] * 3 and list(kept.refused) == ["waits"]
+    assert caplog.text.count("cannot be recorded") == 1
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert torch.cuda.current_stream() == stream
+    assert torch.cuda.memory_reserved() - before < room // 4, "nothing of it is held"
+    assert [run("after") for _ in range(3)] == [wanted] * 3 and "after" in kept.recorded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ltx2.spec.plan import resolve
 from ltx2.spec.request import request
 from tests.models.fast.lane_checker import CheckedLanes
 from tests.models.fast.test_forward import WEAK, _random_streams, _small
+from tests.models.fast.test_graphs import _to
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
 
@@ -110,11 +110,7 @@ def test_a_cpu_has_one_lane() -> None:
 
 def _on_gpu(version: str) -> tuple[Any, list[Any]]:
     transformer = small(version, dtype=torch.bfloat16, device="cuda").networks["transformer"]
-    sides = []
-    for side in _random_streams(transformer, 2, True):
-        there = {key: value.cuda() for key, value in vars(side).items() if value is not None}
-        there |= {"latent": there["latent"].bfloat16(), "context": there["context"].bfloat16()}
-        sides.append(replace(side, **there))
+    sides = [_to(side, "cuda", torch.bfloat16) for side in _random_streams(transformer, 2, True)]
     return transformer, sides
 
 

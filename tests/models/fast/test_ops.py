@@ -21,6 +21,23 @@ def test_kernels_equal_their_twins_on_the_gpu() -> None:
     assert not failed
 
 
+def test_a_product_that_rounds_after_its_gelu_alone_is_right_in_bf16() -> None:
+    """As on a GPU; the plain form rounds before as well, and in the uppermost values one step of bf16 is too much."""
+
+    def once(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        wide = functional.linear(x.float(), weight.float(), bias.float())
+        return functional.gelu(wide, approximate="tanh").to(x.dtype)
+
+    def other(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return functional.silu(functional.linear(x.float(), weight.float(), bias.float())).to(x.dtype)
+
+    for sizes in ({}, {"tokens": 77, "heads": 8, "half": 32}):
+        for linear_gelu, right in ((once, True), (other, False)):
+            verdicts = compare(replace(PLAIN, linear_gelu=linear_gelu), torch.device("cpu"), torch.bfloat16, **sizes)
+            assert [good for line, good in verdicts if line.startswith("linear_gelu")] == [right]
+            assert all(good for line, good in verdicts if not line.startswith("linear_gelu"))
+
+
 def test_a_wrong_kernel_is_found() -> None:
     """The comparison compares: an implementation that forgets the shift does not pass."""
 

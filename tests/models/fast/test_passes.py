@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from weakref import ref
 
@@ -16,9 +17,10 @@ import torch
 from torch import nn
 
 from ltx2.models import fast
-from ltx2.models.fast import Stage, passes, projection
+from ltx2.models.fast import Stage, decoder, passes, projection
+from ltx2.models.fast.forward import Forward
 from ltx2.models.fast.graphs import Graphs
-from ltx2.models.fast.ops import Reads, no_kernels
+from ltx2.models.fast.ops import Reads, no_kernels, on
 from ltx2.models.fast.projection import Joined
 from ltx2.models.lora import added, merged
 from ltx2.models.precision import Fp8Linear, quantise_rows
@@ -54,6 +56,40 @@ def test_the_twin_is_kept_while_weights_stay_and_made_anew_when_they_move() -> N
         parameter.data = parameter.data.clone()
     assert fast._twin(transformer) is not first
     _agree(transformer)
+
+
+@torch.inference_mode()
+def test_work_is_done_with_its_gpu_as_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current GPU, which need not be the one of the tensors: with --device cuda:1 it is not."""
+    seen: list[tuple[str, torch.device]] = []
+
+    @contextmanager
+    def note(what: str, device: torch.device) -> Iterator[None]:
+        seen.append((f"{what} on", device))
+        yield
+        seen.append((f"{what} off", device))
+
+    models = small("2.0")
+    monkeypatch.setattr(fast, "on", partial(note, "work"))
+    monkeypatch.setattr(Forward, "evaluate", _noting(Forward.evaluate, seen))
+    monkeypatch.setattr(decoder, "decode", _noting(decoder.decode, seen))
+    passes(models.networks["transformer"])(*_random_streams(models.networks["transformer"], 1, False), ())
+    vae = models.networks["vae"]
+    fast.decoding(vae)(torch.zeros(1, vae.config.latent_channels, 2, 2, 2))
+    cpu = torch.device("cpu")
+    assert seen == [("work on", cpu), ("work", cpu), ("work off", cpu)] * 2
+    made: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device", made.append)
+    on(torch.device("cuda", 1))
+    assert made == [torch.device("cuda", 1)]
+
+
+def _noting(real: Callable[..., object], seen: list[tuple[str, torch.device]]) -> Callable[..., object]:
+    def noted(*given: object) -> object:
+        seen.append(("work", torch.device("cpu")))
+        return real(*given)
+
+    return noted
 
 
 @pytest.mark.parametrize("how", ["forget", "off", "home"])

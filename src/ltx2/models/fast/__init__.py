@@ -18,7 +18,7 @@ from ltx2.models.fast.attention import FP8_TOKENS, preferring
 from ltx2.models.fast.forward import Forward, unsupported
 from ltx2.models.fast.graphs import CudaRecorder, Graphs
 from ltx2.models.fast.lanes import ONE, Lanes
-from ltx2.models.fast.ops import Ops, choose, no_kernels
+from ltx2.models.fast.ops import Ops, choose, no_kernels, on
 from ltx2.models.fast.stage import Constant, given, same_stage
 from ltx2.models.velocity import Perturbation, Stream, velocities
 from ltx2.spec.cost import GRAPH_TOKENS
@@ -55,7 +55,12 @@ def decoding(vae: nn.Module, fast: bool = True) -> Callable[[Tensor], Tensor]:
     """What decodes latents [1, C, F, H, W] to pixels [1, 3, 8F-7, 32H, 32W] in -1..1: fast, or, said aloud, plainly."""
     reason = decoder.unsupported(vae) if fast else "it was asked for"
     if reason is None:
-        return lambda latent: decoder.decode(vae, latent, choose(latent.device))
+
+        def decode(latent: Tensor) -> Tensor:
+            with on(latent.device):
+                return decoder.decode(vae, latent, choose(latent.device))
+
+        return decode
     if fast:
         log.warning("the video decoder takes its slow path: %s", reason)
     owner: Any = vae
@@ -68,8 +73,14 @@ def slow_paths(transformer: nn.Module, vae: nn.Module, device: torch.device) -> 
         ("the transformer took its slow path", unsupported(transformer)),
         ("the video decoder took its slow path", decoder.unsupported(vae)),
         ("plain operations instead of fused kernels", no_kernels(device)),
+        ("the transformer ran without a CUDA graph", _unrecorded(transformer)),
     )
     return tuple(f"{what}: {reason}" for what, reason in found if reason)
+
+
+def _unrecorded(transformer: nn.Module) -> str | None:
+    twin: Twin | None = transformer.__dict__.get(_TWIN)
+    return next(iter(twin.graphs.refused.values()), None) if twin and twin.graphs else None
 
 
 def lossy_paths(transformer: nn.Module, plan: Plan, fp8_attention: bool) -> tuple[str, ...]:
@@ -110,7 +121,7 @@ class Twin:
     ):
         device = next(transformer.parameters()).device
         self.forward = Forward(transformer, ops or choose(device), lanes or ONE, fp8_from)
-        self.graphs = graphs or (Graphs(CudaRecorder()) if device.type == "cuda" else None)
+        self.graphs = graphs or (Graphs(CudaRecorder(device)) if device.type == "cuda" else None)
 
 
 class Stage:
@@ -126,7 +137,8 @@ class Stage:
         forward = self.twin.forward
         if any(one.video_blocks or one.audio_blocks for one in weak) and not forward.config.perturbed_attn:
             raise ValueError("the transformer was built with perturbed_attn=False: STG would be a no-op")
-        with preferring(video.latent.device):
+        device = video.latent.device
+        with on(device), preferring(device):
             constant = self._constant(video, audio)
             now = given(video, audio)
             graphs = self.twin.graphs

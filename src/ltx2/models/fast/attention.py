@@ -7,6 +7,7 @@ with a scale for every head; so are, inside the kernel, the weights after the so
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,11 +22,15 @@ from ltx2.models.fast.ops import Heads
 from ltx2.models.precision import FP8
 from ltx2.spec.errors import RefusedRequest
 
+log = logging.getLogger(__name__)
+
 # Under sustained load on one H200, TFLOP/s of fa3-fwd against cuDNN: 640 against 590 at 4,992 tokens, 680 against 601 at
 # 24,576; at 1,248 cuDNN needs a tenth less time.
 FA3_TOKENS = 4_096
 # From here on self-attention of the video is in fp8, where that is asked for: 860 and 901 TFLOP/s at the same sizes.
 FP8_TOKENS = 4_096
+# What FlashAttention 3 moves at once, and so of fp8 the number of channels of which a head must be a multiple.
+_BYTES = 16
 HOPPER = 9
 ORDER = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # The weights of a softmax are multiplied by this before they become e4m3, so that small ones are kept.
@@ -41,20 +46,35 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     flash = flash_3() if takes_flash_3(q.device, q.dtype, min(q.shape[1], k.shape[1])) else None
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in (q, k, v))
     if flash is not None:
-        return flash(q, k, v).flatten(2)
+        return flash(*(_aligned(part) for part in (q, k, v))).flatten(2)
     result = functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return result.transpose(1, 2).flatten(2)
+
+
+def _aligned(part: Tensor) -> Tensor:
+    """Rows and heads at distances that Hopper's copy engine takes, as in all published sizes; otherwise a copy."""
+    bytes_apart = [distance * part.element_size() for distance in part.stride()[:-1]]
+    fits = part.data_ptr() % _BYTES == 0 and all(distance % _BYTES == 0 for distance in bytes_apart)
+    return part if fits else part.contiguous()
 
 
 def attend_in_fp8(parts: Heads, dtype: torch.dtype) -> Tensor:
     """As `attend` of what `parts` stand for, [B, T, H*d] in `dtype`, with the softmax's weights in e4m3 as well."""
     if parts.q.device.type != "cuda":
         return attend_as_fp8(parts, dtype)
-    flash = flash_3()
+    return through_flash(flash_3(), parts).to(dtype)
+
+
+def through_flash(flash: Any, parts: Heads) -> Tensor:
+    """`attend_in_fp8` by FlashAttention 3, [B, T, H*d] bfloat16; heads that it does not take get channels of zeros."""
     heads = parts.scales[0].shape[1]
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in parts[:3])
+    width = q.shape[-1]
+    if spare := -width % _BYTES:
+        q, k, v = (functional.pad(part.view(torch.uint8), (0, spare)).view(FP8) for part in (q, k, v))
     of_q, of_k, of_v = parts.scales
-    return flash(q, k, v, q_descale=of_q, k_descale=of_k, v_descale=of_v).flatten(2).to(dtype)
+    seen = flash(q, k, v, softmax_scale=width**-0.5, q_descale=of_q, k_descale=of_k, v_descale=of_v)
+    return seen[..., :width].flatten(2)
 
 
 def attend_as_fp8(parts: Heads, dtype: torch.dtype) -> Tensor:
@@ -80,7 +100,9 @@ def no_fp8_attention(device: torch.device) -> str | None:
         return f"{torch.cuda.get_device_name(device)} is no Hopper GPU (compute capability 9.0)"
     missing = [name for name in ("fa3_fwd_interface", "triton") if importlib.util.find_spec(name) is None]
     package = {"fa3_fwd_interface": "fa3-fwd", "triton": "triton"}
-    return f"the package {package[missing[0]]} is not installed" if missing else None
+    if missing:
+        return f"the package {package[missing[0]]} is not installed"
+    return "the package fa3-fwd does not load, see the log" if flash_3() is None else None
 
 
 def check_attention(name: str, device: torch.device, fast: bool = True) -> None:
@@ -120,9 +142,13 @@ def takes_flash_3(device: torch.device, dtype: torch.dtype, tokens: int) -> bool
 
 @cache
 def flash_3() -> Any:
-    """`flash_attn_func` of fa3-fwd for [B, T, H, d], or None where it is not installed."""
+    """`flash_attn_func` of fa3-fwd for [B, T, H, d], or None where it is not installed or, said aloud, does not load."""
     if importlib.util.find_spec("fa3_fwd_interface") is None:
         return None
-    import fa3_fwd_interface  # pyright: ignore[reportMissingImports]
-
+    try:
+        import fa3_fwd_interface  # pyright: ignore[reportMissingImports]
+    except (ImportError, OSError, RuntimeError) as error:
+        # A wheel for another CUDA or torch: exact attention goes on without it.
+        log.warning("fa3-fwd is installed, but does not load: %s", error)
+        return None
     return fa3_fwd_interface.flash_attn_func
