@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltx2.doors import fetch as fetch_module
-from ltx2.doors.addresses import CARRIERS, Address, UrlNotAllowed, is_public, place, resolve
+from ltx2.doors.addresses import CARRIERS, Address, UrlNotAllowed, is_public, origin_of, place, resolve
 from ltx2.doors.fetch import FetchFailed, Outside
 from tests.doors.hosts import Behaviour, Host, answer, certificate, watched
 
@@ -102,6 +102,17 @@ def test_c1_h3_no_internal_url_is_asked_in_any_form(url: str) -> None:
 
 def test_c1_the_system_reads_numbers_as_addresses_and_so_does_the_guard() -> None:
     assert [str(address) for address in resolve("0x7f.1", 443, 5.0)] == ["127.0.0.1"]
+
+
+def test_a_trusted_origin_needs_no_port_to_be_written() -> None:
+    trusted = frozenset(map(origin_of, ("http://hook.internal", "https://hook.internal", "http://[::1]:9")))
+    assert "http://hook.internal:80" in trusted
+    inside = found(ip_address("10.0.0.1"))
+    for url in ("http://hook.internal/a", "http://HOOK.internal:80/a", "https://hook.internal/a", "http://[::1]:9/"):
+        assert place(url, trusted, inside).addresses
+    for url in ("http://hook.internal:8080/a", "https://other.internal/a"):
+        with pytest.raises(UrlNotAllowed):
+            place(url, trusted, inside)
 
 
 def test_what_is_trusted_is_trusted_by_scheme_host_and_port(start: Start) -> None:

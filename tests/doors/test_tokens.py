@@ -89,6 +89,28 @@ def test_I3_the_service_is_not_started_with_a_typing_error(
     assert "none.toml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("variables", "flags", "says"),
+    [
+        ({"WEBHOOK_SECRET": "guess"}, [], ("webhook_secret", "openssl")),
+        ({"RPM": "0"}, [], ("LTX2_RPM", "a whole number above 0")),
+        ({}, ["--stall", "0"], ("stall", "a number above 0")),
+        ({"DB": "nonsense"}, [], ("the database's URL cannot be read", "sqlite:///jobs.db")),
+        ({}, ["--host", "no.such.host.invalid"], ("host: no.such.host.invalid", "an address of this machine")),
+        ({}, ["--port", "99999"], ("port: ", "another port works")),
+    ],
+)  # fmt: skip
+def test_I3_settings_that_could_not_work_are_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    variables: dict[str, str], flags: list[str], says: tuple[str, str],
+) -> None:  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(f"LTX2_{name}", value)
+    assert main(["serve", "--no-workers", "--data", str(tmp_path / "data"), *flags]) == 2
+    said = capsys.readouterr().err
+    assert all(part in said for part in says) and "Traceback" not in said, said
+
+
 def test_I3_a_warm_up_that_the_model_cannot_make_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -125,14 +125,6 @@ def test_jobs_of_one_token_run_in_order_and_urgent_ones_first(store: Store) -> N
     assert [taken.number for _ in range(4) if (taken := store.claim(f"w{random.random()}"))] == [urgent, *plain]
 
 
-def test_position_counts_the_jobs_ahead(store: Store) -> None:
-    jobs = [add(store) for _ in range(3)]
-    urgent = add(store, priority=1)
-    assert [store.position(job) for job in [urgent, *jobs]] == [0, 1, 2, 3]
-    order = [store.claim(f"w{index}") for index in range(4)]
-    assert [claim.number for claim in order if claim] == [job.number for job in [urgent, *jobs]]
-
-
 def test_what_has_ended_and_how_long_others_wait(store: Store) -> None:
     assert (store.longest_wait(), list(store.ended(0.0, 10))) == (0.0, [])
     ends: list[str] = []

@@ -13,10 +13,24 @@ from tests.jobs.asks import add
 MANIFESTS = (Path(__file__).parents[2] / "deploy" / "kubernetes.yaml").read_text()
 
 
-def test_the_scaler_counts_open_jobs(store: Store) -> None:
+def asked(store: Store) -> int:
     (query,) = re.findall(r'query: "(.*)"', MANIFESTS)
+    return store.database.read(lambda connection: connection.execute(text(query)).scalar_one())
+
+
+def test_the_scaler_counts_open_jobs(store: Store) -> None:
+    assert asked(store) == 0
     for _ in range(3):
         add(store)
     store.cancel("ann", add(store).id)
     assert store.claim("w")
-    assert store.database.read(lambda connection: connection.execute(text(query)).scalar_one()) == 3
+    assert asked(store) == 3
+
+
+def test_no_worker_is_started_for_a_job_that_must_wait_for_its_token(store: Store) -> None:
+    for number in range(5):
+        add(store, "ann", f"{number}", running=2)
+    add(store, "bob", running=2)
+    assert asked(store) == 3
+    claims = [store.claim(f"w{worker}") for worker in range(3)]
+    assert all(claims) and asked(store) == 3, "those that run and those that may begin"

@@ -49,6 +49,8 @@ def test_empty_is_unset_and_machine_settings_pass_through() -> None:
         ("drain_timeout = nan\n", "nan cannot be drain_timeout"),
         ("adapter = 'maybe'\n", "'maybe' cannot be adapter"),
         ("rpm = 1.5\n", "1.5 cannot be rpm"),
+        ("rpm = 0\n", "0 cannot be rpm"),
+        ("stall = 0.0\n", "0.0 cannot be stall"),
     ],
 )
 def test_I3_a_file_that_is_wrong(tmp_path: Path, text: str, says: str) -> None:
@@ -56,6 +58,40 @@ def test_I3_a_file_that_is_wrong(tmp_path: Path, text: str, says: str) -> None:
         read_file(write(tmp_path, text))
     assert says in refused.value.message and "ltx2.toml" in refused.value.message
     assert refused.value.hint and refused.value.exit_code == 2
+
+
+def test_I3_what_would_work_is_said_for_each_kind_of_number() -> None:
+    for name, value, hint in (
+        ("depth", "0", "a whole number above 0"),
+        ("workers", "-1", "a whole number of 0 or more"),
+        ("keep_files", "0", "a number above 0"),
+        ("min_free_gib", "-1", "a number of 0 or more"),
+        ("memory_gib", "x", "a number above 0"),
+    ):
+        with pytest.raises(RefusedRequest) as refused:
+            build({name: value})
+        assert (refused.value.hint, refused.value.knob) == (hint, name)
+    assert build({"workers": "0", "min_free_gib": 0}).workers == 0
+
+
+def test_I3_what_could_never_match_is_refused() -> None:
+    fine = {
+        "origins": "https://app.example,http://localhost:3000",
+        "receivers": "http://127.0.0.1:9000,https://hook.internal,http://[::1]:9",
+        "hosts": "Video.example,10.0.0.7,::1",
+        "trusted_proxies": "*,10.0.0.1,10.0.0.0/8,fd00::/8",
+    }
+    assert build(fine).hosts == ("Video.example", "10.0.0.7", "::1")
+    for name, wrong in (
+        ("origins", ("https://app.example/", "app.example", "*", "https://App.example", "https://a.example/page")),
+        ("receivers", ("127.0.0.1:9000", "http://127.0.0.1:9000/hook", "ftp://a")),
+        ("hosts", ("video.example:8000", "https://video.example", "*.example")),
+        ("trusted_proxies", ("proxy.internal", "10.0.0.1:80/x")),
+    ):
+        for value in wrong:
+            with pytest.raises(RefusedRequest, match=name) as refused:
+                build({name: [value]})
+            assert (refused.value.hint or "").startswith("as in ")
 
 
 def test_I3_variables_that_nobody_knows() -> None:

@@ -100,11 +100,16 @@ def resolve(host: str, port: int, seconds: float) -> Sequence[Address]:
     return tuple(answer)
 
 
+def origin_of(url: str) -> str:
+    """The origin of a URL with its port, as `trusted` of `place` has it. Raises UrlNotAllowed."""
+    return _parsed(url).origin
+
+
 def place(url: str, trusted: frozenset[str] = frozenset(), find: Resolve = resolve, seconds: float = 5.0) -> Place:
     """Check a URL and look its host up, once.
 
     Only https on port 443 without user and password, and only when every address of the host is public; an origin of
-    `trusted` (as in http://127.0.0.1:9000) may be anything. Raises UrlNotAllowed.
+    `trusted` (as in http://127.0.0.1:9000, always with the port) may be anything. Raises UrlNotAllowed.
     """
     parsed = _parsed(url)
     if parsed.origin not in trusted and (parsed.scheme, parsed.port) != ("https", 443):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx2.doors import lock
+from ltx2.jobs.courier import sign
 from ltx2.jobs.job import Rules
 from ltx2.jobs.shelf import Shelf
 from ltx2.jobs.store import Store
@@ -51,6 +52,9 @@ def read_settings(
     in_file = read_file(path) if named or path.is_file() else {}
     around = read_environment(environment, OTHERS)
     settings = build(given, around, in_file)
+    if settings.webhook_secret is not None:
+        # With one that cannot sign, every webhook would fail in silence.
+        sign(settings.webhook_secret, "", 0, b"")
     every = in_file | around | given
     machine = {f"LTX2_{name.upper()}": str(value) for name, value in every.items() if name in MACHINE}
     return settings, Settings.read(machine), path if in_file else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -168,6 +169,7 @@ def _service(
     duty: Duty,
     found: Sequence[devices.Device],
 ) -> Service:
+    from ltx2.doors.addresses import origin_of
     from ltx2.doors.fetch import Outside
     from ltx2.doors.http.service import Service
 
@@ -189,7 +191,7 @@ def _service(
         secret=premises.secret_of(settings),
         keys=keys,
         capacity=devices.capacity(choice.card, precision, memory),
-        outside=Outside(frozenset(settings.receivers)),
+        outside=Outside(frozenset(map(origin_of, settings.receivers))),
         duty=duty,
     )
 
@@ -271,10 +273,12 @@ def _listening(settings: ServiceSettings) -> Generator[socket.socket]:
         try:
             listener.bind((settings.host, settings.port))
         except (OSError, OverflowError) as error:
-            knob = "host" if isinstance(error, socket.gaierror) else "port"
+            foreign = isinstance(error, socket.gaierror) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL
+            hint = f"another port works, as in --port {settings.port % 60_000 + 1}"
             raise RefusedRequest(
-                f"{knob}: {settings.host}:{settings.port}: {getattr(error, 'strerror', None) or error}",
-                knob=knob, hint=f"another port works, as in --port {settings.port % 60_000 + 1}",
+                f"{'host' if foreign else 'port'}: {settings.host}:{settings.port}: "
+                + str(getattr(error, "strerror", None) or error),
+                knob="host" if foreign else "port", hint="an address of this machine, or 0.0.0.0 for all" if foreign else hint,
             ) from None  # fmt: skip
         _raise_file_limit()
         yield listener

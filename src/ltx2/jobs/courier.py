@@ -33,7 +33,10 @@ def sign(secret: str, letter: str, timestamp: int, body: bytes) -> str:
             raise ValueError
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     except (ValueError, binascii.Error):
-        raise RefusedRequest("a webhook secret is whsec_ and base64", knob="webhook_secret") from None
+        raise RefusedRequest(
+            "webhook_secret: it is no whsec_ and base64",
+            knob="webhook_secret", hint="`echo whsec_$(openssl rand -base64 24)` makes one",
+        ) from None  # fmt: skip
     message = f"{letter}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, message, hashlib.sha256).digest()).decode()
 

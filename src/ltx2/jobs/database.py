@@ -12,14 +12,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import tenacity
 from sqlalchemy import URL, Connection, Double, Engine, cast, create_engine, event, extract, func, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
 
 from ltx2.jobs.errors import StorageFull, StoreUnavailable, WrongStore
-from ltx2.jobs.tables import migrate
+from ltx2.jobs.tables import migrate, version
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+EXAMPLES = "sqlite:///jobs.db or postgresql://host/name"
 # Before 3.51.3 two connections in WAL mode can corrupt the file when the log is reset.
 WAL_IS_SAFE = (3, 51, 3)
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "lustre", "ceph", "glusterfs", "fuse.sshfs"}
@@ -35,18 +36,20 @@ class Database:
     """Transactions with retries; one object for each process, never carried across a fork.
 
     `url` is `sqlite:///path` or `postgresql://…`; `patience` the seconds for which a failing transaction is tried
-    again. Raises WrongStore for a file that is damaged, newer, or on a network file system.
+    again; without `prepare` tables are taken as they are. Raises WrongStore for a file that is damaged, newer, or on a
+    network file system.
     """
 
-    def __init__(self, url: str, patience: float = 30.0):
-        self.url = _driver(make_url(url))
+    def __init__(self, url: str, patience: float = 30.0, prepare: bool = True):
+        self.url = _read_url(url)
         self.patience = patience
         self.process = os.getpid()
         self.engine = _sqlite(self.url) if self.is_sqlite else _postgres(self.url)
         try:
             if self.is_sqlite:
                 self.read(_check_file)
-            self.write(_prepare)
+            if prepare:
+                self.write(_prepare)
         except DBAPIError as error:
             if self.is_sqlite:
                 raise _wreck(str(error.orig)) from error
@@ -108,6 +111,21 @@ class Database:
             raise
 
 
+def peek(url: str, patience: float = 5.0) -> int | None:
+    """The schema version of a database, None where there are no tables yet; nothing is made or changed.
+
+    Raises WrongStore and StoreUnavailable.
+    """
+    place = _read_url(url)
+    if place.get_backend_name() == "sqlite" and not Path(place.database or "").exists():
+        return None
+    database = Database(url, patience, prepare=False)
+    try:
+        return database.read(version)
+    finally:
+        database.close()
+
+
 def clock(connection: Connection) -> float:
     """Seconds since 1970 by the database's clock, so that workers on several machines agree."""
     if connection.dialect.name == "sqlite":
@@ -146,14 +164,17 @@ def file_system(path: Path, mounts: str) -> str:
     return kind
 
 
-def _driver(url: URL) -> URL:
+def _read_url(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        # What was meant as a URL may hold a password.
+        raise WrongStore("the database's URL cannot be read", knob="db", hint=EXAMPLES) from None
     backend = url.get_backend_name()
     if backend in ("postgresql", "postgres"):
         return url.set(drivername="postgresql+psycopg")
     if backend != "sqlite" or not url.database or url.database == ":memory:":
-        raise WrongStore(
-            f"{url.render_as_string()}: not a database for jobs", hint="sqlite:///jobs.db or postgresql://host/name"
-        )
+        raise WrongStore(f"{url.render_as_string()}: not a database for jobs", knob="db", hint=EXAMPLES)
     return url
 
 

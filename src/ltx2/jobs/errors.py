@@ -76,3 +76,4 @@ class WrongStore(StoreUnavailable):
 
     code = "wrong_store"
     status = 500
+    exit_code = 2

@@ -125,16 +125,6 @@ def page(connection: Connection, token: str, after: str | None, limit: int, newe
     return [job_from(row) for row in rows]
 
 
-def position(connection: Connection, job: Job) -> int:
-    """Jobs that are to be started before a queued one."""
-    ahead = or_(
-        JOBS.c.priority > job.priority,
-        and_(JOBS.c.priority == job.priority, JOBS.c.turn < job.turn),
-        and_(JOBS.c.priority == job.priority, JOBS.c.turn == job.turn, JOBS.c.number < job.number),
-    )
-    return _count(connection, JOBS.c.state == "queued", ahead)
-
-
 def counts(connection: Connection) -> dict[str, int]:
     """Jobs in each state."""
     rows = connection.execute(select(JOBS.c.state, func.count()).group_by(JOBS.c.state))

@@ -7,9 +7,10 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from ltx2.jobs import claims, intake, outbox, sweep
+from ltx2.jobs import claims, intake, line, outbox, sweep
 from ltx2.jobs.database import Database
 from ltx2.jobs.job import Accepted, Answer, Ask, Claim, Ending, Job, Rules, State
+from ltx2.jobs.line import Place
 from ltx2.jobs.outbox import Letter
 from ltx2.spec.errors import RefusedRequest
 
@@ -53,9 +54,9 @@ class Store:
         """Up to `limit` jobs beyond the job `after`; stable while others are added. Raises NoSuchJob."""
         return self.database.read(intake.page, token, after, limit, newest_first)
 
-    def position(self, job: Job) -> int:
-        """Jobs ahead of a queued one."""
-        return self.database.read(intake.position, job)
+    def place(self, job: Job) -> Place:
+        """Where a queued job stands in line."""
+        return self.database.read(line.place, job)
 
     def counts(self) -> dict[str, int]:
         """Jobs in each state."""

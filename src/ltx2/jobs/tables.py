@@ -154,17 +154,24 @@ def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> int:
     Raises WrongStore when a newer version of this package has written the database.
     """
     SCHEMA.create(connection, checkfirst=True)
-    found = connection.execute(select(SCHEMA.c.version)).scalar_one_or_none()
-    version = found or 0
-    if version > len(steps):
-        raise WrongStore(
-            f"the database has schema version {version}, this program knows {len(steps)}",
-            hint="run the newer version of ltx2, or restore the backup from before the upgrade",
-        )
-    for step in steps[version:]:
+    found = version(connection, steps)
+    for step in steps[found or 0 :]:
         step(connection)
     if found is None:
         connection.execute(insert(SCHEMA).values(version=len(steps)))
     elif found < len(steps):
         connection.execute(update(SCHEMA).values(version=len(steps)))
-    return version
+    return found or 0
+
+
+def version(connection: Connection, steps: Sequence[Step] = STEPS) -> int | None:
+    """The version of the tables that are there, None where there are none. Raises WrongStore when it is a newer one."""
+    if not inspect(connection).has_table(SCHEMA.name):
+        return None
+    found = connection.execute(select(SCHEMA.c.version)).scalar_one_or_none()
+    if found is not None and found > len(steps):
+        raise WrongStore(
+            f"the database has schema version {found}, this program knows {len(steps)}",
+            hint="run the newer version of ltx2, or restore the backup from before the upgrade",
+        )
+    return found

@@ -22,6 +22,19 @@ PREFIXES = tuple(f"{table}_" for table in TABLES)
 SECRETS = ("secret", "webhook_secret")
 LEVELS = ("debug", "info", "warning", "error")
 HIDDEN = "(hidden)"
+_HOST = r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])"
+_ORIGIN = re.compile(rf"https?://{_HOST}(:\d{{1,5}})?", re.ASCII)
+# What is compared with what clients send must be written as they write it.
+FORMS = {
+    "origins": (_ORIGIN, "as in https://example.org: no path, no slash behind it, no capitals"),
+    "receivers": (_ORIGIN, "as in http://127.0.0.1:9000: no path, no slash behind it, no capitals"),
+    "hosts": (re.compile(r"[A-Za-z0-9_.-]+|[0-9a-fA-F:]*:[0-9a-fA-F:.]*", re.ASCII), "as in example.org: no port"),
+    "trusted_proxies": (re.compile(r"\*|[0-9a-fA-F:.]+(/\d{1,3})?", re.ASCII), "as in 10.0.0.1 or 10.0.0.0/8"),
+}
+# With 0 of these nothing could be made, or nothing of it be fetched.
+POSITIVE = frozenset(
+    {"rpm", "open_jobs", "depth", "connections", "body_mib", "stall", "memory_gib", "keep_files", "keep_records"}
+)
 
 
 @dataclass(frozen=True)
@@ -154,6 +167,10 @@ def build(*sources: Mapping[str, Any]) -> ServiceSettings:
         raise RefusedRequest(
             f"log_level: there is no {settings.log_level!r}", knob="log_level", hint="one of " + ", ".join(LEVELS)
         )
+    for name, (form, example) in FORMS.items():
+        for value in getattr(settings, name):
+            if not form.fullmatch(value):
+                raise RefusedRequest(f"{name}: {value!r} would never match", knob=name, hint=example)
     return settings
 
 
@@ -193,15 +210,14 @@ def _value(name: str, value: Any, where: str) -> Any:
         if kind == "bool":
             return _bool(value)
         if kind.startswith("int"):
-            return _number(value, int)
+            return _number(value, int, name in POSITIVE)
         if kind.startswith("float"):
-            return _number(value, float)
+            return _number(value, float, name in POSITIVE)
         return Path(str(value)) if kind == "Path" else str(value)
     except (ValueError, TypeError, AttributeError, KeyError):
-        hint = {"tuple[str, ...]": "as in a,b", "bool": "true or false", "float": "a number"}.get(
-            kind, "a whole number"
-        )
-        raise RefusedRequest(f"{where}: {value!r} cannot be {name}", knob=name, hint=hint) from None
+        least = "above 0" if name in POSITIVE else "of 0 or more"
+        hints = {"t": "as in a,b", "b": "true or false", "f": f"a number {least}", "i": f"a whole number {least}"}
+        raise RefusedRequest(f"{where}: {value!r} cannot be {name}", knob=name, hint=hints[kind[0]]) from None
 
 
 def _bool(value: Any) -> bool:
@@ -210,8 +226,10 @@ def _bool(value: Any) -> bool:
     return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
 
 
-def _number(value: Any, kind: Any) -> Any:
+def _number(value: Any, kind: Any, positive: bool) -> Any:
     number = kind(value)
     if isinstance(value, bool) or (kind is int and isinstance(value, float)) or not 0 <= number < 1e15:
+        raise ValueError
+    if positive and not number:
         raise ValueError
     return number

@@ -105,6 +105,17 @@ def test_pictures_that_contradict_or_are_elsewhere(api: TestClient) -> None:
     refused("url_not_allowed", image="file:///etc/passwd")
 
 
+def test_a_picture_that_cannot_be_read_is_refused_under_the_name_of_its_field(api: TestClient) -> None:
+    frames = [{"type": "image_url", "image_url": {"url": data_url(b"hello")}}]
+    for name, value in (
+        ("image", data_url(b"hello")),
+        ("input_reference", data_url(PNG[:80])),
+        ("frame_images", frames),
+    ):
+        error = api.post("/v1/videos", json={"prompt": "x", name: value}).json()["error"]
+        assert error["param"] == name and error["message"].startswith(f"{name}: ")
+
+
 @pytest.fixture
 def canary() -> Iterator[tuple[int, list[str]]]:
     """A listener on this machine that must hear nothing."""
@@ -319,7 +330,7 @@ def test_C12_memory_is_limited() -> None:
 
 
 def test_equal_pictures_are_stored_once_and_forgotten_one_day(tmp_path: Path) -> None:
-    one, two = inputs.store(PNG, tmp_path), inputs.store(picture("WEBP", lossless=True), tmp_path)
+    one, two = (inputs.store("image", data, tmp_path) for data in (PNG, picture("WEBP", lossless=True)))
     assert one == two
     assert list((tmp_path / "inputs").iterdir()) == [one]
     assert inputs.forget(tmp_path, 60) == 0
@@ -328,11 +339,11 @@ def test_equal_pictures_are_stored_once_and_forgotten_one_day(tmp_path: Path) ->
 
 
 def test_a_link_in_the_place_of_a_picture_is_replaced(tmp_path: Path) -> None:
-    place = inputs.store(PNG, tmp_path)
+    place = inputs.store("image", PNG, tmp_path)
     place.unlink()
     (tmp_path / "secret").write_text("the secret")
     place.symlink_to(tmp_path / "secret")
-    assert inputs.store(PNG, tmp_path) == place
+    assert inputs.store("image", PNG, tmp_path) == place
     assert not place.is_symlink()
     assert (tmp_path / "secret").read_text() == "the secret"
 

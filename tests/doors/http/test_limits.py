@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -21,13 +22,14 @@ from starlette.testclient import TestClient
 from ltx2.doors import serve
 from ltx2.doors.http import connection
 from ltx2.doors.http.app import create_app
+from ltx2.doors.http.caller import Caller
 from ltx2.doors.http.keys import Keyring
 from ltx2.doors.http.limits import BUCKETS, Buckets
 from ltx2.doors.premises import Premises
 from ltx2.doors.serve import make_server
 from ltx2.spec.service import ServiceSettings
 from ltx2.spec.settings import Settings
-from tests.doors.http.fixtures import client_of, make_service
+from tests.doors.http.fixtures import Names, client_of, make_service
 from tests.doors.http.studio import Studio, studio, wait_for
 
 
@@ -214,6 +216,23 @@ def test_a_token_has_so_many_jobs_a_minute(place: Studio) -> None:
         assert api.get("/v1/videos").status_code == 200, "looking is free"
     with client_of(app, "bob") as api:
         assert api.post("/v1/videos", json={"prompt": "x"}).status_code == 200
+
+
+@dataclass
+class Generous(Names):
+    """Keys whose own limits are looser than those of the service."""
+
+    def find(self, presented: str) -> Caller | None:
+        found = super().find(presented)
+        return found and replace(found, rpm=100_000, limit=100_000)
+
+
+@pytest.mark.parametrize("knobs", [{"open_jobs": 2}, {"rpm": 12}], ids=str)
+def test_limits_of_a_token_do_not_widen_those_of_the_service(place: Studio, knobs: dict[str, int]) -> None:
+    place.engine.go.clear()
+    settings = ServiceSettings(**{"min_free_gib": 0, "rpm": 100_000} | knobs)  # type: ignore[arg-type]
+    with client_of(create_app(make_service(place, settings=settings, keys=Generous()))) as api:
+        assert [api.post("/v1/videos", json={"prompt": p}).status_code for p in "abc"] == [200, 200, 429]
 
 
 def test_a_full_disk_takes_nothing_new_and_shows_what_is_there(place: Studio) -> None:

@@ -12,11 +12,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from ltx2.doors.http.caller import Caller
+from ltx2.doors.http.service import Duty
 from tests.doors.http.fixtures import Names, app_of, client_of, make_service
 from tests.doors.http.running import run, serve
 from tests.doors.http.studio import Studio, studio, wait_for
 from tests.jobs.server import Server
 
+IDLE_TWO = Duty(workers={"one": "ready", "two": "ready"})
 SMALL = {"model": "small", "width": 128, "height": 128, "frames": 9, "preset": "distilled"}
 AMOUNT = 128 * 128 * 9 / 1e6
 
@@ -60,11 +62,17 @@ def test_a_spent_day_is_told_with_the_limit_and_the_time(place: Studio, limited:
 def test_the_jobs_beyond_those_at_once_wait_and_let_others_pass(tmp_path: Path) -> None:
     with (
         studio(tmp_path, tmp_path / "jobs.db", workers=2) as place,
-        client_of(app_of(make_service(place, keys=Limited()))) as ann,
+        client_of(app_of(replace(make_service(place, keys=Limited()), duty=IDLE_TWO))) as ann,
     ):
         place.engine.go.clear()
-        jobs = [ann.post("/v1/videos", json=SMALL | {"prompt": f"{number}"}).json()["id"] for number in range(2)]
-        ann.post("/v1/videos", json=SMALL | {"prompt": "other"}, headers={"Authorization": "Bearer bob"})
+        slow = SMALL | {"model": "dev", "preset": "dev"}
+        jobs = [ann.post("/v1/videos", json=slow | {"prompt": f"{number}"}).json()["id"] for number in range(2)]
+        alone = ann.post("/v1/estimate", json=slow | {"prompt": "x"}).json()["seconds"]
+        wait_for(lambda: place.engine.started == ["0"])
+        held = ann.get(f"/v1/videos/{jobs[1]}").json()
+        assert (held["queue_position"], held["state"]) == (0, "queued")
+        assert held["eta_seconds"] == pytest.approx(1.5 * alone, abs=0.06), "after the one that runs, half done"
+        ann.post("/v1/videos", json=slow | {"prompt": "other"}, headers={"Authorization": "Bearer bob"})
         wait_for(lambda: len(place.engine.started) == 2)
         assert place.engine.started == ["0", "other"]
         assert ann.get(f"/v1/videos/{jobs[1]}").json()["state"] == "queued"

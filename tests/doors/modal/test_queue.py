@@ -124,7 +124,7 @@ def test_pages_are_stable_and_know_no_strangers(queue: DictQueue):
     assert [job.id for job in queue.page("ann")] == [job.id for job in reversed(jobs)]
     assert [job.id for job in queue.page("ann", after=jobs[3].id, limit=2)] == [jobs[2].id, jobs[1].id]
     assert [job.id for job in queue.page("ann", newest_first=False, limit=1)] == [jobs[0].id]
-    assert queue.position(jobs[2]) == 2
+    assert queue.place(jobs[2]).ahead == 2
     with pytest.raises(NoSuchJob):
         queue.page("ann", after="nobody's")
 

@@ -166,7 +166,7 @@ def _check_offered(asked: Asked) -> None:
         )
     if asked.loras:
         raise FieldNotOffered(
-            "loras: a request cannot name LoRAs", knob="loras", hint="the operator merges them when the server starts"
+            "loras: a request cannot name LoRAs", knob="loras", hint="a service has its model's distilled LoRA only"
         )
 
 

@@ -29,7 +29,7 @@ class Unauthorized(Ltx2Error):
 class Caller:
     """Someone with a token. `name` owns the jobs (the `token` of Ask and Job); `key` is the id of the token itself.
 
-    `limit` is the most open jobs, `rpm` the most new jobs a minute (None: what the service's settings say); `running`
+    `limit` is the most open jobs, `rpm` the most new jobs a minute (both at most what the service's settings say); `running`
     the most jobs at once and `megapixel_frames` the most in 24 hours (None: any). A `link` is the bearer of a signed
     link, who may read that one file.
     """
@@ -42,6 +42,11 @@ class Caller:
     link: bool = False
     running: int | None = None
     megapixel_frames: float | None = None
+
+
+def tightest(own: int | None, most: int) -> int:
+    """What a token may have of what the service's settings allow everybody."""
+    return most if own is None else min(own, most)
 
 
 def caller_of(request: Request) -> Caller:

@@ -18,7 +18,7 @@ from ltx2.doors.http.errors import fault
 from ltx2.doors.http.limits import admit
 from ltx2.doors.http.parts import Parts, TheParts
 from ltx2.doors.http.refusals import Conflicting
-from ltx2.doors.http.schemas import Asked, FaultEnvelope
+from ltx2.doors.http.schemas import Asked, faults
 from ltx2.doors.http.submit import Submission, accept
 from ltx2.doors.http.videos import shown
 from ltx2.jobs.job import Job
@@ -43,15 +43,12 @@ VIDEO = {"schema": {"type": "string", "format": "binary"}}
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The video; its seed, job and sizes are in headers", "content": {"video/mp4": VIDEO}},
     202: {"description": "Not done within 120 seconds: the job, and in Location where to ask for it"},
-    **{
-        status: {"model": FaultEnvelope, "description": text}
-        for status, text in {
-            400: "Refused: the parameter is named", 401: "No valid token", 403: "The token may not do this",
-            404: "There is no such model", 408: "The body did not arrive in time", 413: "Too many bytes",
-            415: "Neither JSON nor a form", 422: "No worker can hold it", 429: "Too many requests or jobs",
-            500: "The generation failed", 503: "Nothing new is taken now",
-        }.items()
-    },
+    **faults({
+        400: "Refused: the parameter is named", 401: "No valid token", 403: "The token may not do this",
+        404: "There is no such model", 408: "The body did not arrive in time", 413: "Too many bytes",
+        415: "Neither JSON nor a form", 422: "No worker can hold it", 429: "Too many requests or jobs",
+        500: "The generation failed", 503: "Nothing new is taken now",
+    }),
 }  # fmt: skip
 HOW: dict[str, Any] = {
     "response_class": Response,

@@ -20,7 +20,7 @@ from ltx2.doors.http.names import VideoId
 from ltx2.doors.http.parts import Parts, TheParts
 from ltx2.doors.http.published import open_published
 from ltx2.doors.http.refusals import Conflicting, Gone, NotAcceptable, StateConflict
-from ltx2.doors.http.schemas import FaultEnvelope
+from ltx2.doors.http.schemas import faults
 from ltx2.doors.http.variants import FORMATS, MP4, VARIANTS, Form, digest_of
 from ltx2.jobs.job import Job
 
@@ -34,17 +34,16 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file", "content": {"application/octet-stream": {"schema": BINARY}}},
     206: {"description": "Parts of the file", "content": {"application/octet-stream": {"schema": BINARY}}},
     304: {"description": "The client has it"},
-    **{
-        status: {"model": FaultEnvelope, "description": text}
-        for status, text in {
+    **faults(
+        {
             400: "Refused: the parameter is named",
             404: "There is no such video, or it has no sound",
             406: "No form that the client accepts",
             409: "Not made yet, or failed",
             410: "Deleted when its time was over",
             416: "No byte of the range is there",
-        }.items()
-    },
+        }
+    ),
 }
 
 
@@ -83,7 +82,7 @@ async def content(
     job = await run_in_threadpool(parts.service.queue.get, caller.name, id)
     form = _form(request, variant, format)
     if form == "json":
-        video = parts.view(request).video(job, await run_in_threadpool(parts.position, job))
+        video = parts.view(request).video(job, await run_in_threadpool(parts.place, job))
         return JSONResponse(video.model_dump(mode="json"), headers={"Vary": "Accept"})
     place = _published(parts, job)
     if form == "metadata":
@@ -117,7 +116,8 @@ def _published(parts: Parts, job: Job) -> Path:
         raise StateConflict("the video is not made yet", hint="wait until its status is completed")
     if job.state != "done":
         code = (job.error or {}).get("code", job.state)
-        raise StateConflict(f"there is no video, the job ended as {job.state}: {code}")
+        ending = job.state if code == job.state else f"{job.state}: {code}"
+        raise StateConflict(f"there is no video, the job ended as {ending}")
     place = parts.service.files.video(job)
     if place is None:
         raise Gone("the files of this video were kept long enough and are deleted")

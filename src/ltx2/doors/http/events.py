@@ -120,7 +120,7 @@ def _is_past(last: str, job: Job) -> bool:
 def _event(request: Request, parts: Parts, watch: Watch, name: str | None = None) -> bytes:
     if watch.job is None:
         return format_sse_event(event="deleted", data_str="{}")
-    video = parts.view(request).video(watch.job, watch.position)
+    video = parts.view(request).video(watch.job, watch.place)
     closing = {"completed": "completed", "failed": "failed"}.get(video.status, "progress")
     data = video.model_dump_json()
     return format_sse_event(event=name or closing, data_str=data, id=str(watch.job.version))

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from ltx2.doors.http import formats
-from ltx2.doors.http.asking import MAX_FRAMES, MIN_FRAMES, model_of, order
+from ltx2.doors.http.asking import GUIDED, MAX_FRAMES, MIN_FRAMES, model_of, order
 from ltx2.doors.http.body import Body, read_body
 from ltx2.doors.http.caller import Caller, allowed
 from ltx2.doors.http.inputs import MAX_IMAGE
@@ -23,8 +23,8 @@ from ltx2.spec.card import Card
 from ltx2.spec.cost import need
 from ltx2.spec.errors import DoesNotFit, RefusedRequest
 from ltx2.spec.geometry import TEMPORAL
-from ltx2.spec.plan import default_preset, resolve
-from ltx2.spec.presets import PRESETS
+from ltx2.spec.plan import Plan, default_preset, resolve
+from ltx2.spec.presets import PRESETS, Preset
 from ltx2.spec.request import request as asked_for
 
 router = APIRouter(tags=["facts"])
@@ -148,19 +148,9 @@ def _facts(card: Card, sources: list[str]) -> ModelFacts:
     presets: dict[str, PresetFacts] = {}
     for name, recipe in PRESETS[card.family].items():
         try:
-            resolve(asked_for(prompt="x", preset=name), card)
+            plan = resolve(asked_for(prompt="x", preset=name), card)
         except RefusedRequest:
             continue
-        guided = [
-            "negative_prompt",
-            "steps",
-            "schedule",
-            "guidance_scale",
-            "video_cfg",
-            "audio_cfg",
-            "guidance_interval",
-        ]
-        guided += ["step_cache"] if recipe.stages[0].sampler == "euler" else []
         presets[name] = PresetFacts(
             about=recipe.about,
             width=recipe.width,
@@ -169,7 +159,7 @@ def _facts(card: Card, sources: list[str]) -> ModelFacts:
             fps=recipe.fps,
             steps=recipe.steps,
             step_of_sides=formats.step_of(recipe),
-            fields=["sampler", *(guided if recipe.guided else [])],
+            fields=_fields(recipe, plan),
         )
     return ModelFacts(
         version=card.version,
@@ -182,6 +172,18 @@ def _facts(card: Card, sources: list[str]) -> ModelFacts:
         frames={"least": MIN_FRAMES, "most": MAX_FRAMES, "every": TEMPORAL},
         inputs=sources,
     )
+
+
+def _fields(recipe: Preset, plan: Plan) -> list[str]:
+    """The fields beyond prompt, size, length and seed that have an effect on a preset, as it is."""
+    fields = ["sampler"]
+    if recipe.guided:
+        # Which blocks are left out matters while there is guidance by leaving them out.
+        stg = any(stage.video.stg or stage.audio.stg for stage in plan.stages)
+        fields += ["negative_prompt", "steps", "schedule", "guidance_interval"]
+        fields += [name for name in GUIDED if stg or name != "stg_blocks"]
+        fields += ["step_cache"] if recipe.stages[0].sampler == "euler" else []
+    return fields + (["lora_strength"] if any(stage.lora for stage in plan.stages) else [])
 
 
 @router.post("/v1/estimate", responses=CREATED, response_model=Estimate, openapi_extra=ASKED)

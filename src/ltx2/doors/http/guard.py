@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ltx2.doors.http import links
-from ltx2.doors.http.caller import Caller, Unauthorized
+from ltx2.doors.http.caller import Caller, Unauthorized, tightest
 from ltx2.doors.http.errors import fault, of
 from ltx2.doors.http.limits import Buckets, RateLimited
 from ltx2.doors.http.load import Scales, Weight
@@ -130,7 +130,7 @@ class Guard:
         if caller is None:
             wait = self.buckets.take(f"from {address}", FAILURES, FAILURES / 2)
             raise RateLimited("too many wrong tokens from this address", wait) if wait else Unauthorized()
-        state["caller"] = replace(caller, limit=caller.limit or self.service.settings.open_jobs)
+        state["caller"] = replace(caller, limit=tightest(caller.limit, self.service.settings.open_jobs))
 
     def _link(self, method: str, path: str, query: Mapping[str, str]) -> Caller:
         owner = links.reader(self.service.secret, method, path, query)

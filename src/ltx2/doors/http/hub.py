@@ -15,6 +15,7 @@ import anyio.to_thread
 from ltx2.doors.http.service import Queue
 from ltx2.jobs.errors import NoSuchJob, StoreUnavailable
 from ltx2.jobs.job import Job
+from ltx2.jobs.line import Place
 
 LOG = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Watch:
     """The newest that is known of one job. `job` is None when it was removed; `count` grows with every change."""
 
     job: Job | None
-    position: int | None = None
+    place: Place | None = None
     count: int = 0
     readers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -42,10 +43,10 @@ class Watch:
         """Whether nothing will change any more."""
         return self.job is None or not self.job.open
 
-    def tell(self, job: Job | None, position: int | None) -> None:
+    def tell(self, job: Job | None, place: Place | None) -> None:
         """Wake all readers if this is news."""
-        news = job is None or self.job is None or job.version != self.job.version or position != self.position
-        self.job, self.position = job, position
+        news = job is None or self.job is None or job.version != self.job.version or place != self.place
+        self.job, self.place = job, place
         if news:
             self.count += 1
             self.changed.set()
@@ -100,9 +101,9 @@ class Hub:
             await asyncio.sleep(random.uniform(0, self._pause()))
         while not watch.ended:
             try:
-                job, position = await anyio.to_thread.run_sync(self._look, *key, limiter=self._lookers)
+                job, place = await anyio.to_thread.run_sync(self._look, *key, limiter=self._lookers)
                 # A removed job's id is free again for its client.
-                watch.tell(job if watch.job is not None and job.number == watch.job.number else None, position)
+                watch.tell(job if watch.job is not None and job.number == watch.job.number else None, place)
             except NoSuchJob:
                 watch.tell(None, None)
             except StoreUnavailable as error:
@@ -112,6 +113,6 @@ class Hub:
                 LOG.exception("a job could not be looked at")
             await asyncio.sleep(self._pause())
 
-    def _look(self, token: str, id: str) -> tuple[Job, int | None]:  # noqa: A002
+    def _look(self, token: str, id: str) -> tuple[Job, Place | None]:  # noqa: A002
         job = self._queue.get(token, id)
-        return job, self._queue.position(job) if job.state == "queued" else None
+        return job, self._queue.place(job) if job.state == "queued" else None

@@ -48,8 +48,8 @@ Fetch = Callable[[str, int], bytes]
 """Gets the bytes behind a URL, at most so many; refuses whatever is not a public https server."""
 
 
-def image_of(asked: Asked, body: Body, fetch: Fetch | None) -> bytes | None:
-    """The bytes of the first frame that a request brings, from whichever field; None when it brings none.
+def image_of(asked: Asked, body: Body, fetch: Fetch | None) -> tuple[str, bytes] | None:
+    """The field that brings a first frame and its bytes; None when none does.
 
     `fetch` is None where URLs are not taken. Raises RefusedRequest naming the field.
     """
@@ -69,7 +69,7 @@ def image_of(asked: Asked, body: Body, fetch: Fetch | None) -> bytes | None:
     data = source if isinstance(source, bytes) else _open(knob, source, fetch)
     if len(data) > MAX_IMAGE:
         raise TooLarge(f"{knob}: the picture has more than {MAX_IMAGE} bytes", knob=knob)
-    return data
+    return knob, data
 
 
 def _named(asked: Asked) -> list[tuple[str, str]]:
@@ -130,8 +130,8 @@ def from_data_url(knob: str, text: str) -> bytes:
         raise RefusedRequest(f"{knob}: the data URL is not in base64", knob=knob) from None
 
 
-def store(data: bytes, folder: Path, knob: str = "input_reference") -> Path:
-    """Decode a picture and keep it under `folder`, named by the checksum of what is kept; returns the file.
+def store(knob: str, data: bytes, folder: Path) -> Path:
+    """Decode a field's picture and keep it under `folder`, named by the checksum of what is kept; returns the file.
 
     Raises ForeignMedia for anything but PNG, JPEG and WebP by its first bytes, InvalidMedia for one that cannot be
     read, and Unwritable.

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from ltx2.doors.http.caller import Caller, allowed
+from ltx2.doors.http.caller import Caller, allowed, tightest
 from ltx2.doors.http.service import Service, the_service
 from ltx2.spec.errors import Ltx2Error
 
@@ -97,7 +97,7 @@ def admit(
     """A dependency of routes that make jobs. Raises Draining, RateLimited and NoRoom, all before the body is read."""
     if service.duty.draining:
         raise Draining("the service is about to stop", hint="try again in a moment")
-    rpm = caller.rpm or service.settings.rpm
+    rpm = tightest(caller.rpm, service.settings.rpm)
     seconds = request.app.state.buckets.take(caller.name, rpm, max(1.0, rpm / 6))
     if seconds:
         raise RateLimited(f"more than {rpm} new jobs a minute", seconds)

@@ -21,6 +21,7 @@ from ltx2.doors.http.service import Service, the_service
 from ltx2.doors.http.variants import Form
 from ltx2.doors.http.view import View
 from ltx2.jobs.job import Job
+from ltx2.jobs.line import Place
 
 MAKERS = 2
 WAITING = 32
@@ -80,9 +81,9 @@ class Parts:
         """The view of jobs for one request."""
         return View(self.service, self.estimates, str(request.base_url).rstrip("/"))
 
-    def position(self, job: Job) -> int | None:
-        """Jobs ahead of a queued one; asks the database."""
-        return self.service.queue.position(job) if job.state == "queued" else None
+    def place(self, job: Job) -> Place | None:
+        """Where a queued job stands in line; asks the database."""
+        return self.service.queue.place(job) if job.state == "queued" else None
 
 
 async def the_parts(request: Request, service: Annotated[Service, Depends(the_service)]) -> Parts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -299,6 +300,7 @@ class Video(BaseModel):
     warnings: list[str]
     usage: Usage | None = None
     polling_url: str
+    unsigned_urls: list[str]
     urls: dict[str, str]
 
 
@@ -333,3 +335,8 @@ class FaultEnvelope(BaseModel):
     """Every answer that is not a success."""
 
     error: Fault
+
+
+def faults(texts: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route that are errors, by status and what they mean, as FastAPI describes them."""
+    return {status: {"model": FaultEnvelope, "description": text} for status, text in texts.items()}

@@ -13,6 +13,7 @@ from fastapi import Request
 from ltx2.doors.fetch import Outside
 from ltx2.doors.http.caller import Caller
 from ltx2.jobs.job import Accepted, Ask, Job
+from ltx2.jobs.line import Place
 from ltx2.spec.card import Card
 from ltx2.spec.plan import Plan
 from ltx2.spec.service import ServiceSettings
@@ -29,7 +30,7 @@ class Queue(Protocol):
         self, token: str, after: str | None = None, limit: int = 20, newest_first: bool = True
     ) -> Sequence[Job]: ...
 
-    def position(self, job: Job) -> int: ...
+    def place(self, job: Job) -> Place: ...
 
     def counts(self) -> dict[str, int]: ...
 

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from ltx2.doors.http import inputs
 from ltx2.doors.http.asking import Asking, Order, agreed, order
 from ltx2.doors.http.body import Body
-from ltx2.doors.http.caller import Caller
+from ltx2.doors.http.caller import Caller, tightest
 from ltx2.doors.http.load import Weight
 from ltx2.doors.http.parts import Parts
 from ltx2.doors.http.refusals import Conflicting, Forbidden, Gone, StateConflict
@@ -69,10 +69,9 @@ def submit(body: Body, sent: Submission, service: Service) -> Accepted:
     decided = order(asked, service, TO_COME if brings else None)
     options = _options(asked, sent, service)
     fetch = service.outside.fetch if service.settings.url_inputs else None
-    data = inputs.image_of(asked, body, fetch)
-    if data is not None:
-        stored = inputs.store(data, service.folder)
-        decided = with_picture(decided, stored)
+    brought = inputs.image_of(asked, body, fetch)
+    if brought is not None:
+        decided = with_picture(decided, inputs.store(*brought, service.folder))
     return service.queue.submit(_asking(decided, sent, options, service.settings.open_jobs))
 
 
@@ -113,7 +112,7 @@ def _asking(decided: Order, sent: Submission, options: dict[str, Any], most: int
         request=record,
         id=sent.id,
         key=sent.headers.get("idempotency-key"),
-        limit=sent.caller.limit or most,
+        limit=tightest(sent.caller.limit, most),
         running=sent.caller.running,
         megapixel_frames=sent.caller.megapixel_frames,
         # The SDK counts its own retries, and sends no key with them.

@@ -16,7 +16,7 @@ from ltx2.doors.http.caller import Caller, allowed
 from ltx2.doors.http.limits import admit
 from ltx2.doors.http.names import VideoId, known_form
 from ltx2.doors.http.parts import Parts, TheParts
-from ltx2.doors.http.schemas import Asked, Deleted, FaultEnvelope, Page, Prompt, Video
+from ltx2.doors.http.schemas import Asked, Deleted, Page, Prompt, Video, faults
 from ltx2.doors.http.submit import Submission, accept, remix
 from ltx2.jobs.job import Accepted, Job
 from ltx2.spec.errors import NotOffered, RefusedRequest
@@ -27,25 +27,29 @@ LEAVING = 1.0  # seconds between looks whether a waiting client is still there
 Generate = Annotated[Caller, Depends(allowed("generate"))]
 Read = Annotated[Caller, Depends(allowed("read"))]
 
-FAULTS: dict[int | str, dict[str, Any]] = {
-    status: {"model": FaultEnvelope, "description": text}
-    for status, text in {
+FAULTS = faults(
+    {
         400: "Refused: the field is named",
         401: "No valid token",
         403: "The token may not do this",
         404: "There is no such video or model",
         409: "Not in a state that allows it",
         410: "Its files are deleted",
-    }.items()
-}
-CREATED = FAULTS | {
-    202: {"model": Video, "description": "Accepted, and not done within the time of `Prefer: wait`"},
-    408: {"model": FaultEnvelope, "description": "The body did not arrive in time"},
-    413: {"model": FaultEnvelope, "description": "Too many bytes"},
-    415: {"model": FaultEnvelope, "description": "Neither JSON nor a form"},
-    422: {"model": FaultEnvelope, "description": "No worker can hold it, or the key was used for something else"},
-    429: {"model": FaultEnvelope, "description": "Too many requests or jobs"},
-}
+    }
+)
+CREATED = (
+    FAULTS
+    | {202: {"model": Video, "description": "Accepted, and not done within the time of `Prefer: wait`"}}
+    | faults(
+        {
+            408: "The body did not arrive in time",
+            413: "Too many bytes",
+            415: "Neither JSON nor a form",
+            422: "No worker can hold it, or the key was used for something else",
+            429: "Too many requests or jobs",
+        }
+    )
+)
 ASKED = {
     "requestBody": {
         "required": True,
@@ -130,8 +134,7 @@ async def shown(
     request: Request, parts: Parts, job: Job, headers: dict[str, str] | None = None, status: int = 200
 ) -> JSONResponse:
     """A job as the answer to a request, with the pause that the SDK makes before it asks again."""
-    position = await run_in_threadpool(parts.position, job)
-    video = parts.view(request).video(job, position)
+    video = parts.view(request).video(job, await run_in_threadpool(parts.place, job))
     pause = {"openai-poll-after-ms": str(poll_after(video))} if job.open else {}
     return JSONResponse(video.model_dump(mode="json"), status, headers=pause | (headers or {}))
 

@@ -10,6 +10,7 @@ from ltx2.doors.http.estimates import Estimates, share_done
 from ltx2.doors.http.schemas import Failure, Usage, Video
 from ltx2.doors.http.service import Service
 from ltx2.jobs.job import Job, State
+from ltx2.jobs.line import Place
 from ltx2.spec.card import Card
 from ltx2.spec.plan import Plan
 
@@ -45,8 +46,8 @@ class View:
                 return name, card
         return model, None
 
-    def video(self, job: Job, position: int | None = None) -> Video:
-        """The whole object. `position`: the jobs ahead of a queued one, where that was counted."""
+    def video(self, job: Job, place: Place | None = None) -> Video:
+        """The whole object. `place`: where a queued one stands in line, where that was counted."""
         plan = Plan.from_dict(job.plan)
         name, card = self.served(job)
         if card is not None:
@@ -54,7 +55,7 @@ class View:
         done, running = job.state == "done", job.state == "running"
         share = share_done(plan, job.progress) if running else float(done)
         progress = job.progress if running and job.progress is not None else {}
-        asked = job.request.get("seconds", job.request.get("duration"))
+        asked, urls = job.request.get("seconds", job.request.get("duration")), self._urls(job)
         return Video(
             id=job.id,
             created_at=int(job.created),
@@ -72,8 +73,8 @@ class View:
             stage=progress.get("phase"),
             step=progress.get("step"),
             steps=progress.get("steps"),
-            eta_seconds=self._eta(job, plan, card, share, position),
-            queue_position=position if job.state == "queued" else None,
+            eta_seconds=self._eta(job, plan, card, share, place),
+            queue_position=None if place is None or job.state != "queued" else place.ahead,
             attempt=job.attempt,
             seed=plan.seed,
             width=plan.width,
@@ -84,19 +85,19 @@ class View:
             warnings=[*job.request.get("warnings", ()), *(job.result or {}).get("warnings", ())],
             usage=self._usage(job, plan),
             polling_url=f"{self.base}/v1/videos/{job.id}",
-            urls=self._urls(job),
+            unsigned_urls=[urls["content"]] if "content" in urls else [],
+            urls=urls,
         )
 
-    def _eta(self, job: Job, plan: Plan, card: Card | None, share: float, position: int | None) -> float | None:
-        if not job.open or card is None or (job.state == "queued" and position is None):
+    def _eta(self, job: Job, plan: Plan, card: Card | None, share: float, place: Place | None) -> float | None:
+        if not job.open or card is None:
             return None
         seconds = self.estimates.seconds(plan, card)
         if seconds is None:
             return None
         if job.state == "running":
             return round(seconds * (1 - share), 1)
-        # Those ahead are taken to be like this one, and those under way to be half done.
-        return round(seconds * (((position or 0) + 0.5) / self.estimates.workers() + 1), 1)
+        return None if place is None else round(seconds * (place.wait(self.estimates.workers()) + 1), 1)
 
     def _usage(self, job: Job, plan: Plan) -> Usage | None:
         if job.result is None:

@@ -24,6 +24,7 @@ from ltx2.doors.modal.render import Engine
 from ltx2.jobs import claims
 from ltx2.jobs.courier import deliver
 from ltx2.jobs.job import CRASHED, Accepted, Ask, Claim, Job, Rules
+from ltx2.jobs.line import Place
 from ltx2.jobs.shelf import NAME, Shelf
 from ltx2.jobs.store import Store
 from ltx2.jobs.tokens import Token, Tokens
@@ -68,9 +69,9 @@ class StoreQueue:
         """See Store."""
         return self.store.page(token, after, limit, newest_first)
 
-    def position(self, job: Job) -> int:
+    def place(self, job: Job) -> Place:
         """See Store."""
-        return self.store.position(job)
+        return self.store.place(job)
 
     def counts(self) -> dict[str, int]:
         """See Store."""

@@ -19,6 +19,7 @@ from ltx2.doors.modal.calls import Calls
 from ltx2.doors.modal.errors import CallGone, DoneElsewhere
 from ltx2.jobs.errors import Conflict, NoSuchJob, QueueFull
 from ltx2.jobs.job import CANCELLED, EXPIRED, Accepted, Ask, Ending, Job, Rules
+from ltx2.jobs.line import Party, Place
 from ltx2.jobs.store import ID, MAX_KEY
 from ltx2.spec.errors import RefusedRequest
 
@@ -102,9 +103,9 @@ class DictQueue:
         records = (self.board.record(token, id_) for _, id_ in numbers[:limit])
         return [self._job(record) for record in records if record is not None]
 
-    def position(self, job: Job) -> int:
-        """Open jobs that were accepted before; Modal takes them in that order."""
-        return sum(number < job.number for number in self.board.open())
+    def place(self, job: Job) -> Place:
+        """Behind the open jobs that were accepted before; Modal takes them in that order."""
+        return Place(Party(sum(number < job.number for number in self.board.open())))
 
     def counts(self) -> dict[str, int]:
         """Queued and running jobs; ended ones are not counted here."""
