@@ -169,6 +169,14 @@ def test_another_gemma_than_the_transformers_is_refused(root: Path) -> None:
         read_card(Source(str(root)))
 
 
+@pytest.mark.parametrize("version", [["gemma4-12b-ltx-v1"], {"of": 4}, 4.0, True])
+def test_a_gemma_version_that_is_no_text_is_refused(root: Path, version: object) -> None:
+    encoder = root / "text_encoders" / f"{TEXT_ENCODER_25}.safetensors"
+    write_text_encoder(_original(), encoder, gemma_version=version)
+    with pytest.raises(CheckpointError, match=r"joined_gemma_config is damaged: gemma_version is .*, and no text"):
+        read_card(Source(str(root)))
+
+
 def test_parts_of_another_version_are_refused(root: Path) -> None:
     _change(root / "vae" / "ltx-2.5-audio-vae-bf16.safetensors", model_version="2.3.0")
     with pytest.raises(CheckpointError, match=r"is of 2\.5\.0, .*audio-vae.* of 2\.3\.0: the model mixes versions"):

@@ -49,6 +49,20 @@ def test_needs_by_holding() -> None:
 
 
 @pytest.mark.parametrize(
+    ("device", "where", "text"),
+    [
+        ("cuda", "auto", "int8"), ("cuda", "cuda:0", "int8"), ("cuda:0", "cuda", "int8"), ("cpu", "cpu", "int8"),
+        ("cuda", "cpu", "elsewhere"), ("cuda:1", "cuda", "elsewhere"), ("cuda", "cuda:1", "elsewhere"),
+        ("cuda:1", "cuda:1", "int8"),
+    ],
+)  # fmt: skip
+def test_where_the_text_encoder_is(device: str, where: str, text: str) -> None:
+    precision = "fp32" if device == "cpu" else "bf16"
+    assert Held.on(device, "auto", "int8", where, "added", False) == Held(precision, text, "added", False)
+    assert Held.on(device, "fp8", "auto", "auto", "auto", True) == Held("fp8")
+
+
+@pytest.mark.parametrize(
     ("held", "merges"),
     [(Held("bf16"), True), (Held("fp32"), True), (Held("fp8"), False), (Held("bf16", loras="added"), False)],
 )

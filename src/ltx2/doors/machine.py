@@ -12,12 +12,13 @@ from ltx2.doors.flags import given
 from ltx2.models.describe import Source, read_card
 from ltx2.spec.card import Card
 from ltx2.spec.errors import RefusedRequest
-from ltx2.spec.precision import Held
+from ltx2.spec.precision import Held, suited
 from ltx2.spec.settings import ACTIVATION_SCALES, ATTENTIONS, LORA_MODES, PRECISIONS, TEXT_PRECISIONS, Settings
 
 if TYPE_CHECKING:
     from ltx2.models.components import Models
     from ltx2.models.embeddings import Embeddings
+    from ltx2.models.holding import Holding
     from ltx2.spec.plan import Plan
 
 EMBEDDED_NOTE = (
@@ -52,7 +53,7 @@ def choose(values: argparse.Namespace, settings: Settings, fallback: str | None 
     RefusedRequest for a file that is not there, and for a way of holding and running it that there is not.
     """
     flags = given(values)
-    _check_ways(flags, settings)
+    check_ways(flags, settings)
     use_cache(settings)
     named = flags.get("model") or settings.model or fallback
     weights, kind = flags.get("weights", "real"), flags.get("kind")
@@ -63,7 +64,8 @@ def choose(values: argparse.Namespace, settings: Settings, fallback: str | None 
     return Choice(source, read_card(source), named is None)
 
 
-def _check_ways(flags: dict[str, Any], settings: Settings) -> None:
+def check_ways(flags: dict[str, Any], settings: Settings) -> None:
+    """Raise RefusedRequest for a way of holding and running models that there is not."""
     chosen = {knob: flags.get(knob, getattr(settings, knob)) for knob in WAYS}
     for knob, known in WAYS.items():
         _one_of(knob, chosen[knob], known)
@@ -87,10 +89,7 @@ def use_cache(settings: Settings) -> None:
 
 def precision_of(values: argparse.Namespace, settings: Settings, device: str) -> str:
     """bf16, fp32 or fp8: as asked, else what suits the device."""
-    precision = given(values).get("precision", settings.precision)
-    if precision == "auto":
-        return "bf16" if device.startswith("cuda") else "fp32"
-    return precision
+    return suited(given(values).get("precision", settings.precision), device)
 
 
 def held_of(values: argparse.Namespace, settings: Settings, device: str) -> Held:
@@ -99,8 +98,26 @@ def held_of(values: argparse.Namespace, settings: Settings, device: str) -> Held
     text = flags.get("text_encoder_precision", settings.text_encoder_precision)
     loras = flags.get("lora_mode", settings.lora_mode)
     where = flags.get("text_encoder_device", settings.text_encoder_device)
-    elsewhere = where != "auto" and where.removesuffix(":0") != device.removesuffix(":0")
-    return Held(precision_of(values, settings, device), "elsewhere" if elsewhere else text, loras, settings.fast)
+    return Held.on(device, precision_of(values, settings, device), text, where, loras, settings.fast)
+
+
+def ways_of(values: argparse.Namespace, settings: Settings, device: str) -> tuple[Held, Holding]:
+    """How the device is to hold a model, in words as counting takes it and in parts as loading does.
+
+    Raises RefusedRequest for what this device cannot do, and for a device of the text encoder that is not there.
+    """
+    import torch
+
+    from ltx2.models.fast.attention import check_attention
+    from ltx2.models.holding import Holding
+
+    flags, held = given(values), held_of(values, settings, device)
+    text = flags.get("text_encoder_precision", settings.text_encoder_precision)
+    text_device = flags.get("text_encoder_device", settings.text_encoder_device)
+    if text_device != "auto":
+        _checked_device("text_encoder_device", text_device)
+    check_attention(flags.get("attention", settings.attention), torch.device(device), settings.fast)
+    return held, Holding.named(held.precision, text, text_device, held.loras).checked(torch.device(device))
 
 
 def device_of(values: argparse.Namespace, settings: Settings) -> str:
@@ -133,27 +150,20 @@ def load_models(choice: Choice, values: argparse.Namespace, settings: Settings, 
     import torch
 
     from ltx2.engine import memory
-    from ltx2.models.components import Holding, load
-    from ltx2.models.fast.attention import check_attention
+    from ltx2.models.components import load
 
     flags, device = given(values), device_of(values, settings)
-    held = held_of(values, settings, device)
-    text = flags.get("text_encoder_precision", settings.text_encoder_precision)
-    text_device = flags.get("text_encoder_device", settings.text_encoder_device)
-    if text_device != "auto":
-        _checked_device("text_encoder_device", text_device)
-    attention = flags.get("attention", settings.attention)
-    check_attention(attention, torch.device(device), settings.fast)
+    held, holding = ways_of(values, settings, device)
     memory.check(plan, choice.card, torch.device(device), held, loaded=False)
     models = load(
         choice.source,
         device=device,
         dtype=torch.float32 if held.precision == "fp32" else torch.bfloat16,
         loras=plan.loras,
-        holding=Holding.named(held.precision, text, text_device, held.loras),
+        holding=holding,
         embeddings=_embeddings(flags.get("prompt_cache", settings.prompt_cache)),
     )
-    models.fast, models.attention = settings.fast, attention
+    models.fast, models.attention = settings.fast, flags.get("attention", settings.attention)
     models.scale_activations(flags.get("activation_scales", settings.activation_scales))
     return models
 

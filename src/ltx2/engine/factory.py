@@ -61,10 +61,9 @@ def make(given: Mapping[str, Any]) -> Generate:
 
     words, device = given["machine"], device_of(given["device"])
     check_attention(words["attention"], torch.device(device), words["fast"])
-    held = _held(given, device)
-    holding = Holding.named(
-        held.precision, words["text_encoder_precision"], words["text_encoder_device"], words["lora_mode"]
-    )
+    text = (words["text_encoder_precision"], words["text_encoder_device"])
+    held = Held.on(device, given["precision"], *text, words["lora_mode"], words["fast"])
+    holding = Holding.named(held.precision, *text, held.loras)
     warm_up = [Plan.from_dict(plan) for plan in given["warm_up"]]
     for plan in warm_up:
         memory.check(plan, card, torch.device(device), held, loaded=False)
@@ -79,16 +78,6 @@ def make(given: Mapping[str, Any]) -> Generate:
         shape = f"{plan.width}x{plan.height}x{plan.frames}:{plan.preset}"
         LOG.info("warm-up of %s: %.1f s", shape, seconds)
     return engine.generate
-
-
-def _held(given: Mapping[str, Any], device: str) -> Held:
-    words, precision = given["machine"], given["precision"]
-    if precision == "auto":
-        precision = "bf16" if device.startswith("cuda") else "fp32"
-    elsewhere = words["text_encoder_device"] not in ("auto", device)
-    return Held(
-        precision, "elsewhere" if elsewhere else words["text_encoder_precision"], words["lora_mode"], words["fast"]
-    )
 
 
 def _embeddings(where: str) -> Embeddings | None:
@@ -112,11 +101,12 @@ def device_of(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RefusedRequest(f"device: there is no {name} here: {_trouble()}", knob="device", hint="cpu works")
+        raise RefusedRequest(f"device: there is no {name} here: {trouble()}", knob="device", hint="cpu works")
     return name
 
 
-def _trouble() -> str:
+def trouble() -> str:
+    """Why torch sees no GPU, in the driver's words where it has some."""
     import torch
 
     if torch.version.cuda is None:

@@ -32,11 +32,15 @@ FULL = "transformer_full"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at, whether it is as it must be, and what was found."""
+    """One thing that was looked at, whether nothing is wrong with it, and what was found.
+
+    `note` marks what nobody vouches for: it is not wrong, but it was not tried, or does less than one may hope.
+    """
 
     subject: str
     ok: bool
     text: str
+    note: bool = False
 
 
 def check_remote(entry: Published, repository: Repository) -> list[Finding]:

@@ -131,9 +131,11 @@ def _same_gemma(metadata: dict[str, str]) -> None:
     versions: list[str] = []
     for key in ("gemma_source_checkpoint", JOINED_GEMMA):
         try:
-            version = json.loads(metadata.get(key, "{}")).get("gemma_version", "")
+            version = json.loads(metadata.get(key, "{}")).get("gemma_version") or ""
         except (ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"the file's {key} is damaged: {error}") from error
+        if not isinstance(version, str):
+            raise CheckpointError(f"the file's {key} is damaged: gemma_version is {version!r:.40}, and no text")
         versions += [version] if version else []
     if len(set(versions)) > 1:
         raise CheckpointError(

@@ -28,19 +28,21 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU at Modal: memory in bytes, and dollars a second (public prices of 2026)."""
+    """One kind of GPU at Modal: memory in bytes, dollars a second (public prices of 2026), and whether it computes in fp8,
+    which came with compute capability 8.9."""
 
     memory: int
     price: float
+    fp8: bool = True
 
 
 GPUS: dict[str, Gpu] = {
-    "T4": Gpu(16 * GB, 0.000164),
+    "T4": Gpu(16 * GB, 0.000164, fp8=False),
     "L4": Gpu(24 * GB, 0.000222),
-    "A10": Gpu(24 * GB, 0.000306),
+    "A10": Gpu(24 * GB, 0.000306, fp8=False),
     "L40S": Gpu(48 * GB, 0.000542),
-    "A100-40GB": Gpu(40 * GB, 0.000583),
-    "A100-80GB": Gpu(80 * GB, 0.000694),
+    "A100-40GB": Gpu(40 * GB, 0.000583, fp8=False),
+    "A100-80GB": Gpu(80 * GB, 0.000694, fp8=False),
     "H100": Gpu(80 * GB, 0.001097),
     "H100!": Gpu(80 * GB, 0.001097),
     "H200": Gpu(141 * GB, 0.001261),

@@ -34,10 +34,23 @@ class Held:
     loras: str = "auto"
     fast: bool = True
 
+    @classmethod
+    def on(cls, device: str, precision: str, text_encoder: str, text_device: str, loras: str, fast: bool) -> Held:
+        """What settings come to on a device: `auto` precision is what suits it, and cuda is cuda:0."""
+        elsewhere = text_device != "auto" and text_device.removesuffix(":0") != device.removesuffix(":0")
+        return cls(suited(precision, device), "elsewhere" if elsewhere else text_encoder, loras, fast)
+
     @property
     def merges(self) -> bool:
         """Whether LoRAs are merged into weights, whose originals are kept meanwhile."""
         return self.loras == "merged" or (self.loras == "auto" and self.precision != "fp8")
+
+
+def suited(precision: str, device: str) -> str:
+    """The precision as asked; for `auto` bf16 on a GPU and fp32 on a CPU."""
+    if precision == "auto":
+        return "bf16" if device.startswith("cuda") else "fp32"
+    return precision
 
 
 def fp8_blocks(layers: int) -> range:

@@ -145,6 +145,16 @@ def test_precision_follows_the_gpu_that_came():
     assert "in fp8" in seen["H100"].text and "in bf16" in seen["H200"].text and seen["H100"].ok
 
 
+@pytest.mark.parametrize("precision", ["auto", "fp8"])
+def test_the_doctor_knows_which_gpus_compute_in_fp8(precision: str):
+    (older,) = [
+        finding
+        for finding in doctor._settings(Deployment(model="ltx-2", gpus=("A100-80GB",), precision=precision))
+        if finding.subject == "A100-80GB"
+    ]
+    assert not older.ok and "no fp8 units" in older.text
+
+
 @pytest.mark.parametrize(
     ("gpus", "name", "found"),
     [

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,14 @@ from ltx2 import __version__
 from ltx2.doors.modal import weights
 from ltx2.doors.modal.boot import fitting
 from ltx2.doors.modal.prices import costs
+from ltx2.doors.verdict import tell
 from ltx2.models.catalogue import Published
 from ltx2.models.checkup import Finding
+from ltx2.spec.card import Card
 from ltx2.spec.cost import need
 from ltx2.spec.deployment import FILE, GPUS, Deployment, read_deployment
 from ltx2.spec.errors import Ltx2Error
-from ltx2.spec.plan import resolve
+from ltx2.spec.plan import Plan, resolve
 from ltx2.spec.request import request
 
 TESTED = "1.6"
@@ -30,23 +30,14 @@ TESTED = "1.6"
 def doctor(as_json: bool) -> int:
     """Look, print, and return 0 when all is well, 1 otherwise. Raises RefusedRequest for settings that cannot be."""
     deployment = read_deployment(os.environ, Path(FILE))
-    findings = list(examine(deployment))
-    wrong = [finding for finding in findings if not finding.ok]
-    if as_json:
-        print(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}))
-    else:
-        width = max(len(finding.subject) for finding in findings)
-        for finding in findings:
-            print(f"{'ok   ' if finding.ok else 'WRONG'}  {finding.subject.ljust(width)}  {finding.text}")
-    return 1 if wrong else 0
+    return tell(list(examine(deployment)), as_json)
 
 
 def examine(deployment: Deployment) -> Iterator[Finding]:
     """Findings about the client, the settings, the account, the secrets, the volume and the price of a clip."""
-    fits = modal.__version__.startswith(f"{TESTED}.")
-    yield Finding(
-        "client", fits, f"ltx2 {__version__}, modal {modal.__version__}" + ("" if fits else f"; tested with {TESTED}")
-    )
+    tested = modal.__version__.startswith(f"{TESTED}.")
+    versions = f"ltx2 {__version__}, modal {modal.__version__}"
+    yield Finding("client", True, versions if tested else f"{versions}; tested with {TESTED}", note=not tested)
     yield from _guarded("settings", lambda: _settings(deployment))
     account = list(_guarded("account", _account))
     yield from account
@@ -78,22 +69,25 @@ def _settings(deployment: Deployment) -> list[Finding]:
             "settings", True, f"{deployment.app}: {weights.served_name(deployment)} on {', '.join(deployment.gpus)}"
         )
     ]
-    for gpu in deployment.gpus:
-        memory = GPUS[gpu].memory
-        how = fitting(deployment, card, plan, memory)
-        fits = need(plan, card, how).resident_bytes <= memory
-        text = (
-            f"{memory / 1e9:.0f} GB hold {plan.preset} in {how}"
-            if fits
-            else f"{memory / 1e9:.0f} GB do not hold {plan.preset} in {how}"
-        )
-        findings.append(Finding(gpu, fits, f"{text}; ${deployment.price_of(gpu) * 3600:.2f} an hour"))
+    findings += [_gpu(gpu, deployment, card, plan) for gpu in deployment.gpus]
     money = costs(deployment, card, plan)
     cap = f"the cap is ${deployment.daily_cap:g} a day" if deployment.daily_cap else "there is no daily cap"
     findings.append(
         Finding("a clip", True, f"${money.warm:.3f} warm, ${money.alone:.3f} alone with its cold start; {cap}")
     )
     return findings
+
+
+def _gpu(gpu: str, deployment: Deployment, card: Card, plan: Plan) -> Finding:
+    """Whether a kind of GPU holds the default video in the precision that a container would choose there."""
+    memory, price = GPUS[gpu].memory, f"${deployment.price_of(gpu) * 3600:.2f} an hour"
+    how = fitting(deployment, card, plan, memory)
+    if how == "fp8" and not GPUS[gpu].fp8:
+        chosen = f"{memory / 1e9:.0f} GB do not hold {plan.preset} in bf16" if deployment.precision == "auto" else "set"
+        return Finding(gpu, False, f"it has no fp8 units, and precision is fp8 ({chosen}); {price}")
+    fits = need(plan, card, how).resident_bytes <= memory
+    hold = "hold" if fits else "do not hold"
+    return Finding(gpu, fits, f"{memory / 1e9:.0f} GB {hold} {plan.preset} in {how}; {price}")
 
 
 def _account() -> list[Finding]:
@@ -141,7 +135,7 @@ def _service(deployment: Deployment) -> list[Finding]:
         web: Any = modal.Function
         url = web.from_name(deployment.app, "web").get_web_url()
     except modal.exception.NotFoundError:
-        return [Finding("service", True, "not deployed yet: modal deploy ltx2_video.py")]
+        return [Finding("service", True, "not deployed yet: modal deploy ltx2_video.py", note=True)]
     return [Finding("service", True, f"deployed at {url}: ltx2 modal smoke {url}")]
 
 
@@ -159,6 +153,6 @@ def _hub(deployment: Deployment) -> Iterator[Finding]:
             found = hub.listing(entry.hub, deployment.revision if entry.name == deployment.model else None)
             yield Finding(f"hub {entry.name}", True, f"{entry.hub} is at {found.revision}")
         except ModuleNotFoundError:
-            yield Finding(f"hub {entry.name}", True, "not looked at: huggingface_hub is not installed here")
+            yield Finding(f"hub {entry.name}", True, "not looked at: huggingface_hub is not installed here", note=True)
         except Ltx2Error as error:
             yield Finding(f"hub {entry.name}", False, str(error))
