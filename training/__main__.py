@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from training.loop import Run
+from training.world import MOTIONS
 
 # stage: function, seconds, the file that says that it is done
 STAGES = {
@@ -54,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--scale", type=float, default=3.0, help="guidance of the LoRA's teacher and of the sheet")
         command.add_argument("--smoke", action="store_true", help="a few tiny steps on the CPU")
+        command.add_argument("--lesson", choices=MOTIONS, default="", help="half of the clips show this motion")
+        command.add_argument("--batch", type=float, default=1.0, help="factor of the batch sizes (a CPU: 0.125)")
+        command.add_argument("--pace", type=float, default=1.0, help="factor of the learning rates")
         command.add_argument("--again", action="store_true", help="train even if the stage is finished")
     export = commands.add_parser("export")
     export.add_argument("run", type=Path)
@@ -80,12 +84,14 @@ def _stage(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace, seconds: float) -> Run:
     arguments.out.mkdir(parents=True, exist_ok=True)
-    return Run(arguments.out, seconds, arguments.total, arguments.smoke, arguments.seed, arguments.scale)
+    given = {name: getattr(arguments, name) for name in ("total", "smoke", "seed", "scale", "lesson", "batch", "pace")}
+    return Run(arguments.out, seconds, **given)
 
 
 def _all(arguments: argparse.Namespace) -> int:
     """Run every stage in its own process, wave by wave; stops at the first wave in which one fails."""
     shared = ["--out", str(arguments.out), "--seed", str(arguments.seed), "--scale", str(arguments.scale)]
+    shared += [f"--{name}={getattr(arguments, name)}" for name in ("batch", "pace")]
     shared += [flag for flag in ("--smoke", "--again") if getattr(arguments, flag[2:])]
     for wave in WAVES:
         rows = [list(row) for row in wave]

@@ -17,7 +17,7 @@ from ltx2.pipeline.latents import tokens_from_audio, tokens_from_video
 from training import networks, text, tokenizer
 from training.loop import FPS, Clock, Log, Run
 from training.mel import log_mel
-from training.world import HARD, Scene, caption, render, sample_scenes, sound
+from training.world import HARD, MOTIONS, Scene, caption, render, sample_scenes, sound
 
 CAPTIONS = 4
 CHUNK = 48
@@ -46,13 +46,13 @@ def load(run: Run, held_out: bool = False) -> Latents:
 
 
 def train(run: Run) -> None:
-    """Encode clips until `CLIPS` are done or `run.seconds` are over."""
+    """Encode clips until `CLIPS` (by the run's factor) are done or `run.seconds` are over."""
     torch.backends.cudnn.benchmark = True
     vae = networks.load("vae", run.out / "vae.safetensors").to(run.device).eval()
     log, clock = Log(run, "latents"), Clock(run.seconds)
     audio_vae = networks.load("audio_vae", run.out / "audio_vae.safetensors").to(run.device).eval()
     tables = {"held_out": _encode(run, vae, audio_vae, _scenes(run, HELD_OUT, held_out=True), None, log)}
-    tables["training"] = _encode(run, vae, audio_vae, _scenes(run, CLIPS, held_out=False), clock, log)
+    tables["training"] = _encode(run, vae, audio_vae, _scenes(run, run.size(CLIPS), held_out=False), clock, log)
     captions = torch.load(run.local / "captions.pt")
     for name, table in tables.items():
         table["ids"] = captions[name][: len(table["large"])]
@@ -64,7 +64,7 @@ def train(run: Run) -> None:
 def write_captions(run: Run) -> None:
     """Stage on the CPU, beside the VAEs: draws and tokenises the captions of all clips into `local/captions.pt`."""
     tables = {}
-    for name, count in (("held_out", HELD_OUT), ("training", CLIPS)):
+    for name, count in (("held_out", HELD_OUT), ("training", run.size(CLIPS))):
         rng, scenes = random.Random(run.seed), _scenes(run, count, held_out=name == "held_out")
         written = [caption(scene, rng, OMIT_SIZE) for scene in scenes for _ in range(CAPTIONS)]
         tables[name] = text.tokenise(tokenizer.load(), written).unflatten(0, (len(scenes), CAPTIONS))
@@ -78,10 +78,18 @@ def _store(tables: dict, path: Path) -> None:
 
 
 def _scenes(run: Run, count: int, held_out: bool) -> list[Scene]:
-    """The scenes of a table; in training the hard motions come twice as often as the others."""
+    """The scenes of a table; in training the hard motions come twice as often, or every second clip is of the lesson."""
     count = 6 if run.smoke else count
-    pool = sample_scenes(count if held_out else 2 * count, seed=run.seed + 9_000_000 + held_out, held_out=held_out)
-    return [scene for index, scene in enumerate(pool) if held_out or index % 2 or scene.motion in HARD][:count]
+    seed = run.seed + 9_000_000 + held_out
+    if held_out:
+        return sample_scenes(count, seed, held_out)
+    if run.lesson:
+        pool = sample_scenes(len(MOTIONS) * count, seed)
+        others = (scene for scene in pool if scene.motion != run.lesson)
+        pairs = zip((scene for scene in pool if scene.motion == run.lesson), others, strict=False)
+        return [scene for pair in pairs for scene in pair][:count]
+    pool = sample_scenes(2 * count, seed)
+    return [scene for index, scene in enumerate(pool) if index % 2 or scene.motion in HARD][:count]
 
 
 @torch.no_grad()

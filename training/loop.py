@@ -46,7 +46,11 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of one stage: where it writes, how many seconds it may take, and what may differ from run to run."""
+    """One call of one stage: where it writes, how many seconds it may take, and what may differ from run to run.
+
+    With a `lesson`, half of the clips show that motion, and text encoder and connectors stay as they are. `batch` and
+    `pace` multiply the batch sizes and the learning rates.
+    """
 
     out: Path
     seconds: float
@@ -54,6 +58,9 @@ class Run:
     smoke: bool = False
     seed: int = 0
     scale: float = 3.0
+    lesson: str = ""
+    batch: float = 1.0
+    pace: float = 1.0
 
     @property
     def device(self) -> torch.device:
@@ -71,12 +78,12 @@ class Run:
         return folder
 
     def size(self, batch: int) -> int:
-        """A batch size, cut down for the smoke run."""
-        return min(batch, 4) if self.smoke else batch
+        """A batch size as this run takes it, cut down for the smoke run."""
+        return min(batch, 4) if self.smoke else max(1, round(batch * self.batch))
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 on the GPU; a disabled context on the CPU, where it would only be slower."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        """bfloat16, but not in the smoke run, whose small networks it would only slow down."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=not self.smoke)
 
 
 class Clock:

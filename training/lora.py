@@ -20,6 +20,7 @@ from training.graph import Replay
 from training.loop import Clock, Log, Optimiser, Run, rate
 from training.upsampler import load_statistics, upsample
 
+PRODUCT = "distilled_lora.safetensors"
 RANK = 16
 PEAK = 1e-3
 FIRST_FRAME = 0.15
@@ -164,19 +165,21 @@ def train(run: Run) -> None:
         else:
             small = walk if walk.size == "small" else small
         lesson += 1
-    save(school.layers, run.out / "distilled_lora.safetensors")
+    save(school.layers, run.out / PRODUCT)
     log.write(event="done", step=step, lessons=lesson)
 
 
 def open_school(run: Run) -> School:
-    """Load the trained networks, freeze them, and attach a fresh update."""
+    """Load the trained networks, freeze them, and attach a fresh update; a lesson goes on from the one that there is."""
     model = transformer.load(run)
     for part in transformer.PARTS:
         getattr(model, part).requires_grad_(False)
     path = run.out / "latent_upsampler.safetensors"
     upsampler = networks.load("latent_upsampler", path).to(run.device).requires_grad_(False) if path.exists() else None
     layers = attach(model.transformer)
-    optimiser = Optimiser((p for layer in layers.values() for p in (layer.down, layer.up)), PEAK, decay=0.0)
+    if run.lesson:
+        restore(layers, run.out / PRODUCT)
+    optimiser = Optimiser((p for layer in layers.values() for p in (layer.down, layer.up)), PEAK * run.pace, decay=0.0)
     return School(run, model, layers, latents.load(run), upsampler, load_statistics(run), optimiser)
 
 

@@ -54,6 +54,9 @@ def load(run: Run) -> Model:
         network = networks.load(name, path, vocabulary) if path.exists() else networks.build(name, vocabulary)
         made[name] = network.to(run.device)
     model = Model(**made)
+    if run.lesson:
+        model.connectors.requires_grad_(False)
+        model.text_encoder.requires_grad_(False)
     # no picture is ever shown to the text encoder
     model.text_encoder.model.vision_tower.requires_grad_(False)
     model.text_encoder.model.multi_modal_projector.requires_grad_(False)
@@ -65,7 +68,7 @@ def train(run: Run) -> None:
     torch.manual_seed(run.seed)
     torch.set_float32_matmul_precision("high")
     model, data = load(run), latents.load(run)
-    optimiser = Optimiser(model.parameters(), PEAK)
+    optimiser = Optimiser(model.parameters(), PEAK * run.pace)
     average = Average(optimiser.parameters)
     before, step, warm = _resume(run, optimiser, average)
     torch.manual_seed(run.seed + step)
@@ -151,7 +154,7 @@ def sample_sigmas(count: int, device: torch.device) -> Tensor:
 
 def _compile(run: Run, model: Model, data: latents.Latents, log: Log) -> None:
     """Compile the blocks in place and run one step of both sizes; go on eagerly, and say so, when that fails."""
-    if run.device.type == "cpu":
+    if run.smoke:
         return
     blocks = model.transformer.transformer_blocks
     try:

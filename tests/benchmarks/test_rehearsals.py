@@ -23,6 +23,7 @@ def test_encode(script: Script, results: Path, lines: Lines) -> None:
     assert measured == [(picture, threads) for picture in ("noise", "moving") for threads in (12, 16, 24)]
 
 
+@pytest.mark.slow
 def test_h200(script: Script, results: Path, lines: Lines) -> None:
     script("h200").main([str(results), "two-stage", "classic-fp8", "distilled", "--tiny", "--repeats", "1"])
     check(lines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def test_a_finished_stage_is_skipped_and_the_transformer_goes_on(run: Run, capsy
     assert (run.out / "vae.safetensors").stat().st_mtime_ns == before
     assert json.loads((run.out / "transformer.json").read_text())["step"] > steps
     assert "already finished" in capsys.readouterr().out
+
+
+def test_a_lesson_shows_its_motion_in_half_of_the_clips_and_goes_on_from_what_is_there(run: Run):
+    lesson = replace(run, lesson="spin")
+    scenes = latents._scenes(replace(lesson, smoke=False), 100, held_out=False)
+    assert [scene.motion == "spin" for scene in scenes] == [True, False] * 50
+    school = lora.open_school(lesson)
+    saved = load_file(run.out / lora.PRODUCT)
+    for name, layer in school.layers.items():
+        assert torch.equal(layer.down.bfloat16(), saved[f"diffusion_model.{name}.lora_A.weight"])
+    model = transformer.load(lesson)
+    taught = {name for name in transformer.PARTS for p in getattr(model, name).parameters() if p.requires_grad}
+    assert taught == {"transformer"}
 
 
 def test_export_loads_as_a_diffusers_folder_within_its_budget(run: Run, tmp_path: Path):
