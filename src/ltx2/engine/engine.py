@@ -40,6 +40,16 @@ class Engine:
         try ran out, too; InvalidOutput for values that are not finite; OutOfRoom when the disk is full; WorkerCrashed
         when the device is lost to this process; GenerationFailed for anything else.
         """
+        try:
+            yield from self._generate(plan, out)
+        except Exception as error:
+            # Also what fails outside of an attempt: a device that was lost in one fails in every step after it.
+            reason = explained(error, self.models.device)
+            if reason is error:
+                raise
+            raise reason from error
+
+    def _generate(self, plan: Plan, out: Path) -> Generator[Event, None, None]:
         bring_back(self.models, self.residency)
         fit = self.check_fits(plan)
         count_anew(self.models.networks["transformer"])
@@ -75,10 +85,7 @@ class Engine:
             return self._warnings(plan)
         except Exception as error:
             if not is_out_of_memory(error):
-                reason = explained(error, self.models.device)
-                if reason is error:
-                    raise
-                raise reason from error
+                raise
         # Only here, beyond the handler, nothing holds the frames of the failed try, and with them its tensors.
         release(self.models.device)
         return None

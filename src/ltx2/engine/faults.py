@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -36,6 +36,8 @@ def explained(error: Exception, device: torch.device) -> Ltx2Error:
         return OutOfRoom("there was no room for the video", hint="free some space")
     if isinstance(error, Ltx2Error):
         return error
+    if is_out_of_memory(error):
+        return OutOfMemory("there was not enough memory", hint="ask for a smaller size or fewer frames")
     if is_lost(device):
         return WorkerCrashed(f"the device was lost: {_first_line(error)}", hint="another process may work")
     return GenerationFailed(f"{type(error).__name__}: {error}")
@@ -57,7 +59,9 @@ def release(device: torch.device) -> None:
     """Give back what nobody holds any more."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        # On a lost device this fails as all else does, and must not take the place of the error that says so.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 @contextmanager
