@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltx2.models.fast import Stage, Twin, attention, block
+from ltx2.models.fast import Stage, Twin, attention
 from ltx2.models.fast.graphs import CudaRecorder, Graphs
-from ltx2.models.fast.lanes import lanes_of
+from ltx2.models.fast.lanes import ONE
 from ltx2.models.fast.ops import PLAIN, Ops, Table, choose
 from ltx2.models.velocity import Stream, velocities
 
@@ -66,6 +66,7 @@ def switched(device: torch.device, transformer: Any) -> Made:
         "whole": lambda: Form(Stage(twin())),
         "gelu in a kernel": lambda: Form(Stage(twin(replace(ops, linear_gelu=None)))),
         "q and k in two kernels": lambda: Form(Stage(twin(replace(ops, normalise_pair=_two_kernels(ops))))),
+        "one lane": lambda: Form(Stage(twin(lanes=ONE))),
     }
     if attention.takes_flash_3(device, torch.bfloat16, attention.FA3_TOKENS):
         made["no fa3"] = lambda: Form(Stage(twin()), _without_flash_3)
@@ -73,25 +74,6 @@ def switched(device: torch.device, transformer: Any) -> Made:
     if device.type != "cuda" or not attention.no_fp8_attention(device):
         made["fp8 attention"] = lambda: Form(Stage(twin(fp8_from=1)))
     return made
-
-
-def laned(device: torch.device, transformer: Any) -> Made:
-    """The whole fast path in one lane, as it is, and in two of them."""
-    twin = partial(Twin, transformer)
-    return {
-        "whole": lambda: Form(Stage(twin())),
-        "two lanes": lambda: Form(Stage(twin(lanes=lanes_of(device)))),
-        "two lanes, keys in the main one": lambda: Form(Stage(twin(lanes=lanes_of(device))), _keys_in_the_main_lane),
-    }
-
-
-@contextmanager
-def _keys_in_the_main_lane() -> Iterator[None]:
-    block.KEYS_ASIDE = False
-    try:
-        yield
-    finally:
-        block.KEYS_ASIDE = True
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from command import arguments, parse
-from forms import Form, Made, laned, modes, switched
+from forms import Form, Made, modes, switched
 from inputs import LARGE, MIDDLE, SMALL, TINY, Size
 from lab import Lab, distances, opened
 from operations import attend, decode, ops
@@ -105,35 +105,23 @@ def switches(lab: Lab) -> None:
     All forms take turns, so that a card which slows down slows all of them down; each time is the median of its turns.
     The distance is that from the whole fast path (fp8 attention is lossy, the rest is other sums).
     """
-    _compare_forms(lab, "switches", switched, ("whole", "no fa3", "fp8 attention"))
-
-
-@torch.inference_mode()
-def lanes(lab: Lab) -> None:
-    """The same with the audio on a CUDA stream of its own. In a part of its own, since it has not run on a GPU yet: a
-    fault of the device fails all that comes after it in a process."""
-    _compare_forms(lab, "lanes", laned, ("whole", "two lanes"))
-
-
-def _compare_forms(lab: Lab, part: str, forms: Callable[[torch.device, Any], Made], large: Sequence[str]) -> None:
-    """The forms by size; of the large one only those named."""
     for held in ("bf16", "fp8"):
         transformer = lab.network("ltx-2", "transformer")
         if held == "fp8":
             quantise_network(transformer, "fp8")
         for size, rows in [(TINY, 2)] if lab.tiny else [(SMALL, 1), (MIDDLE, 1), (MIDDLE, 2), (LARGE, 1)]:
-            made = forms(lab.device, transformer)
+            made = switched(lab.device, transformer)
             if size == LARGE:
-                made = {name: make for name, make in made.items() if name in large}
+                made = {name: make for name, make in made.items() if name in ("whole", "no fa3", "fp8 attention")}
             what: dict[str, Any] = {"weights": held, "size": size, "rows": rows}
-            lab.attempt_line(part, partial(_take_turns, lab, part, made, **what), **what)
+            lab.attempt_line("switches", partial(_take_turns, lab, made, **what), **what)
             # The graphs of all forms have a pool each.
             lab.collect()
     # What was quantised is of no use to the other parts.
     lab.drop()
 
 
-def _take_turns(lab: Lab, part: str, made: Made, **what: Any) -> None:
+def _take_turns(lab: Lab, made: Made, **what: Any) -> None:
     streams = lab.streams("ltx-2", what["size"], what["rows"])
     ready: dict[str, Form] = {}
     results: dict[str, Tensor] = {}
@@ -145,7 +133,7 @@ def _take_turns(lab: Lab, part: str, made: Made, **what: Any) -> None:
         ready[name] = form
 
     for name in made:
-        lab.attempt_line(part, partial(prepare, name), form=name, **what)
+        lab.attempt_line("switches", partial(prepare, name), form=name, **what)
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(2 if what["size"] == LARGE else lab.repeats):
         for name, form in ready.items():
@@ -153,7 +141,7 @@ def _take_turns(lab: Lab, part: str, made: Made, **what: Any) -> None:
     for name, spent in seconds.items():
         apart = distances(results[name], results["whole"]) if "whole" in results else {}
         lab.write(
-            part, **what, form=name, ms=median(spent) * 1e3, least_ms=min(spent) * 1e3, recorded=ready[name].recorded,
+            "switches", **what, form=name, ms=median(spent) * 1e3, least_ms=min(spent) * 1e3, recorded=ready[name].recorded,
             **apart,
         )  # fmt: skip
 
@@ -226,7 +214,7 @@ def _measure_growth(lab: Lab, size: Size) -> None:
 
 PARTS: dict[str, Callable[[Lab], None]] = {
     "ops": ops, "forward": forward, "profile": profile, "attention": attend, "decode": decode,
-    "switches": switches, "growth": growth, "passes": passes, "lanes": lanes,
+    "switches": switches, "growth": growth, "passes": passes,
 }  # fmt: skip
 
 

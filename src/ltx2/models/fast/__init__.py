@@ -17,7 +17,7 @@ from ltx2.models.fast import decoder
 from ltx2.models.fast.attention import FP8_TOKENS, preferring
 from ltx2.models.fast.forward import Forward, unsupported
 from ltx2.models.fast.graphs import CudaRecorder, Graphs
-from ltx2.models.fast.lanes import ONE, Lanes
+from ltx2.models.fast.lanes import Lanes, lanes_of
 from ltx2.models.fast.ops import Ops, choose, no_kernels, on
 from ltx2.models.fast.stage import Constant, given, same_stage
 from ltx2.models.velocity import Perturbation, Stream, velocities
@@ -106,9 +106,8 @@ def forget(network: nn.Module) -> bool:
 class Twin:
     """A transformer's fast forward and its graphs, kept as long as the transformer lives.
 
-    To measure without a part: `ops` with `linear_gelu=None` has the GELU in a kernel of its own; and `graphs = None`
-    afterwards records nothing. `lanes=lanes_of(device)` has the audio on a CUDA stream of its own: not by default, for
-    it has been checked operation by operation on a CPU, and never yet run on a GPU.
+    To measure without a part: `ops` with `linear_gelu=None` has the GELU in a kernel of its own; `lanes=ONE` has all on
+    one CUDA stream; and `graphs = None` afterwards records nothing.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class Twin:
         fp8_from: int | None = None,
     ):
         device = next(transformer.parameters()).device
-        self.forward = Forward(transformer, ops or choose(device), lanes or ONE, fp8_from)
+        self.forward = Forward(transformer, ops or choose(device), lanes or lanes_of(device), fp8_from)
         self.graphs = graphs or (Graphs(CudaRecorder(device)) if device.type == "cuda" else None)
 
 

@@ -38,10 +38,6 @@ Attended = tuple[Tensor, Tensor]
 Prepared = tuple[Tensor, Tensor | Rows, "Tensor | Rows | TextKeys"]
 """For the exchange: the residual, the stream as queries, and what the other looks at: keys and values, or their input."""
 
-# The video's keys for the audio are a large product that the video itself does not need: beside its other work, it fills
-# the last waves of that (at 1,248 tokens a product of 4,096 columns leaves two fifths of an H200 idle).
-KEYS_ASIDE = True
-
 
 class Tables(NamedTuple):
     """RoPE of one stream: for its own attention and, by time alone, for the exchange with the other."""
@@ -228,7 +224,8 @@ class Block:
 
         video, audio = both(
             lanes,
-            partial(prepare, self.video, None if KEYS_ASIDE else self.v2a, added[0], sides[0]),
+            # The video's keys for the audio are a product that the video does not need: it goes aside, too.
+            partial(prepare, self.video, None, added[0], sides[0]),
             partial(prepare, self.audio, self.a2v, added[1], sides[1]),
         )
         lanes.meet(video[2], audio[2])
