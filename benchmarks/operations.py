@@ -129,14 +129,19 @@ def _decode_size(lab: Lab, size: Size) -> None:
     raw, kernels = torch.randn(shape, device=lab.device, dtype=lab.dtype), choose(lab.device)
     modes: dict[str, Callable[[], Tensor]] = {
         "slow": partial(vae.decoder, raw),
-        "fast, plain ops": partial(fast_decode, vae, raw, PLAIN),
-        f"fast, {kernels.name} ops": partial(fast_decode, vae, raw, kernels),
+        "fast, plain ops": lambda: _joined(vae, raw, PLAIN),
+        f"fast, {kernels.name} ops": lambda: _joined(vae, raw, kernels),
+        f"fast, {kernels.name} ops, in one piece": lambda: _joined(vae, raw, kernels, 10_000),
     }
     if lab.device.type == "cuda" and size == MIDDLE:
         modes["compiled"] = partial(torch.compile(vae.decoder), raw)
     reference = modes["slow"]()
     for mode, work in modes.items():
         lab.attempt_line("decode", partial(_measure_decode, lab, size, mode, work, reference), size=size, mode=mode)
+
+
+def _joined(vae: Any, raw: Tensor, ops: Ops, piece: int | None = None) -> Tensor:
+    return torch.cat([*fast_decode(vae, raw, ops, piece)], 2)
 
 
 def _measure_decode(lab: Lab, size: Size, mode: str, work: Callable[[], Tensor], reference: Tensor) -> None:

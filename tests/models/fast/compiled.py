@@ -25,7 +25,7 @@ ALIGNED = (
     "token_stride",
     "out_batch",
 )
-WHOLE = (*ALIGNED, "tokens", "batches", "positions", "frames", "height", "width", "front")
+WHOLE = (*ALIGNED, "tokens", "batches", "positions", "frames", "frames_out", "height", "width", "front")
 POINTERS = {"index": "*i32", "largest": "*fp32", "cos": "*fp32", "sin": "*fp32"}
 POINTERS |= dict.fromkeys(("rows_0", "rows_1", "scales", "scales_0", "scales_1"), "*fp32")
 FP8_OUTPUTS = ("normal_0", "normal_1", "out_0", "out_1")
@@ -73,7 +73,7 @@ def main() -> None:
             "NORMALISES": normalises,
             "REFLECTS": normalises,
         }
-        show(kernels._pad, {**padding, "FRAMES_OUT": 99}, 4, False)
+        show(kernels._pad, {**padding, "CONTINUES": normalises}, 4, False)
 
 
 def show(kernel: Any, constants: dict[str, Any], warps: int, fp8: bool) -> None:

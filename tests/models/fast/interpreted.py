@@ -33,7 +33,9 @@ def main() -> None:
     vae = small("2.0").networks["vae"]
     latent = torch.randn(1, vae.config.latent_channels, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     expected = vae.decode(latent, return_dict=False)[0]
-    print(f"decode {largest_difference(decode(vae, latent, TRITON), expected) / float(expected.abs().max()):.2e}")
+    for piece in (None, 1):
+        ours = torch.cat([*decode(vae, latent, TRITON, piece)], 2)
+        print(f"decode {largest_difference(ours, expected) / float(expected.abs().max()):.2e}")
 
 
 if __name__ == "__main__":

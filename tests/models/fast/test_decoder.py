@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
+from torch.nn import functional
 
 from ltx2.models.fast.decoder import decode, unsupported
 from ltx2.models.fast.ops import PLAIN
@@ -21,6 +25,10 @@ def _vae(version: str, **changes: object):
     return fill_randomly(build("vae", config), dtype=torch.float32, device=CPU, seed=3)
 
 
+def _decoded(vae: Any, latent: torch.Tensor, piece: int | None = None) -> torch.Tensor:
+    return torch.cat([*decode(vae, latent, PLAIN, piece)], 2)
+
+
 @pytest.mark.parametrize("padding", ["zeros", "reflect"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("version", ["2.0", "2.3"])
@@ -30,7 +38,7 @@ def test_equals_the_plain_decoder(version: str, causal: bool, padding: str) -> N
     assert unsupported(vae) is None
     latent = torch.randn(1, vae.config.latent_channels, 3, 2, 3, generator=torch.Generator().manual_seed(0))
     expected = vae.decode(latent, return_dict=False)[0]
-    ours = decode(vae, latent, PLAIN)
+    ours = _decoded(vae, latent)
     assert ours.shape == expected.shape
     assert largest_difference(ours, expected) <= 1e-5 * max(1.0, float(expected.abs().max()))
 
@@ -43,7 +51,46 @@ def test_equals_the_plain_decoder_of_official_files(version: str) -> None:
     assert unsupported(vae) is None
     latent = torch.randn(1, vae.config.latent_channels, 2, 3, 2, generator=torch.Generator().manual_seed(1))
     expected = vae.decode(latent, return_dict=False)[0]
-    assert largest_difference(decode(vae, latent, PLAIN), expected) <= 1e-5 * max(1.0, float(expected.abs().max()))
+    assert largest_difference(_decoded(vae, latent), expected) <= 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("version", ["2.0", "2.3"])
+@pytest.mark.parametrize("frames", [1, 2, 7])
+@torch.inference_mode()
+def test_pieces_are_exact(version: str, causal: bool, frames: int) -> None:
+    vae = _vae(version, decoder_causal=causal)
+    latent = torch.randn(1, vae.config.latent_channels, frames, 2, 2, generator=torch.Generator().manual_seed(2))
+    whole = _decoded(vae, latent)
+    for piece in (1, 3, 8, 20):
+        pieces = _decoded(vae, latent, piece)
+        assert pieces.shape == whole.shape
+        assert largest_difference(pieces, whole) <= 1e-5 * max(1.0, float(whole.abs().max()))
+
+
+@torch.inference_mode()
+def test_a_frame_is_told_as_soon_as_all_that_it_depends_on_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each frame of each layer is computed once: as many in eight pieces as in one."""
+    vae, computed = _vae("2.0"), []
+    latent = torch.randn(1, vae.config.latent_channels, 33, 2, 2, generator=torch.Generator().manual_seed(2))
+    real = functional.conv3d
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        result = real(x, weight, bias)
+        computed.append(result.numel())
+        return result
+
+    monkeypatch.setattr(functional, "conv3d", counted)
+    (whole,) = decode(vae, latent, PLAIN, 1000)
+    once = sum(computed)
+    computed.clear()
+    early: list[tuple[int, float]] = []
+    for piece in decode(vae, latent, PLAIN, 32):
+        early.append((piece.shape[2], sum(computed) / once))
+    assert sum(frames for frames, _ in early) == whole.shape[2] == 257 and early[-1][1] == 1.0
+    assert len(early) >= 7 and early[0][1] < 0.5
+    # What a piece costs is known before the next one is made: nothing is done ahead.
+    assert all(a[1] < b[1] for a, b in pairwise(early))
 
 
 def test_what_it_cannot_do_is_said() -> None:

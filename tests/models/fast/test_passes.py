@@ -72,11 +72,14 @@ def test_work_is_done_with_its_gpu_as_the_current_one(monkeypatch: pytest.Monkey
     models = small("2.0")
     monkeypatch.setattr(fast, "on", partial(note, "work"))
     monkeypatch.setattr(Forward, "evaluate", _noting(Forward.evaluate, seen))
-    monkeypatch.setattr(decoder, "decode", _noting(decoder.decode, seen))
+    monkeypatch.setattr(decoder, "_unpatch", _noting(decoder._unpatch, seen))
     passes(models.networks["transformer"])(*_random_streams(models.networks["transformer"], 1, False), ())
     vae = models.networks["vae"]
-    fast.decoding(vae)(torch.zeros(1, vae.config.latent_channels, 2, 2, 2))
+    pieces = fast.decoding(vae, torch.zeros(1, vae.config.latent_channels, 2, 2, 2))
+    assert pieces is not None
     cpu = torch.device("cpu")
+    assert next(pieces).shape[2] == 9
+    # Between two pieces the device is the caller's own business.
     assert seen == [("work on", cpu), ("work", cpu), ("work off", cpu)] * 2
     made: list[object] = []
     monkeypatch.setattr(torch.cuda, "device", made.append)

@@ -1,13 +1,13 @@
 """The fast paths of the transformer and of the video decoder, over the same weights as the slow ones.
 
 `passes(transformer)` is what a denoising stage asks, and `ltx2.models.velocity.velocities` its slow twin;
-`decoding(vae)` is what the decoder asks, and `vae.decode` its slow twin.
+`decoding(vae, latent)` is what the decoder asks, and `vae.decode` its slow twin.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,20 +51,25 @@ def passes(transformer: nn.Module, fast: bool = True, fp8_attention: bool = Fals
     return slow
 
 
-def decoding(vae: nn.Module, fast: bool = True) -> Callable[[Tensor], Tensor]:
-    """What decodes latents [1, C, F, H, W] to pixels [1, 3, 8F-7, 32H, 32W] in -1..1: fast, or, said aloud, plainly."""
-    reason = decoder.unsupported(vae) if fast else "it was asked for"
-    if reason is None:
+def decoding(vae: nn.Module, latent: Tensor) -> Iterator[Tensor] | None:
+    """Pixels [1, 3, f, 32H, 32W] in -1..1 of latents [1, C, F, H, W], in pieces of exact frames.
 
-        def decode(latent: Tensor) -> Tensor:
-            with on(latent.device):
-                return decoder.decode(vae, latent, choose(latent.device))
-
-        return decode
-    if fast:
+    None, said aloud, where `vae.decode` must do it.
+    """
+    if reason := decoder.unsupported(vae):
         log.warning("the video decoder takes its slow path: %s", reason)
-    owner: Any = vae
-    return lambda latent: owner.decode(latent, return_dict=False)[0]
+        return None
+    return _on(latent.device, decoder.decode(vae, latent, choose(latent.device)))
+
+
+def _on(device: torch.device, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Each piece is made with `device` current, which it need not be between them."""
+    while True:
+        with on(device):
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
 
 
 def slow_paths(transformer: nn.Module, vae: nn.Module, device: torch.device) -> tuple[str, ...]:

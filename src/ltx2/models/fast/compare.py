@@ -73,6 +73,7 @@ def _cases(randn: Any, tokens: int, heads: int, half: int, quantised: bool) -> I
     yield "pad norm", (picture, 1e-8, 2, 0, True)
     yield "pad zeros", (picture, 1e-8, 1, 1, False)
     yield "pad bare", (picture, None, 1, 1, True)
+    yield "pad later", (picture, 1e-8, 0, 1, True, randn(2, 2, 4, 5, width))
     yield "residual_norm last", (h, (y, one[0]), [], None, eps, False)
     angles = torch.rand(tokens, heads, half, device=h.device) * 6
     weight, table = 1 + randn(width) / 8, Table(angles.cos(), angles.sin())

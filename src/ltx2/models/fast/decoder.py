@@ -1,17 +1,35 @@
-"""The video decoder with channels innermost: norm, activation and padding before a convolution are one operation.
+"""The video decoder with channels innermost, and its last blocks piece by piece in time.
 
-Convolutions are faster in this layout, but Diffusers' padding leaves it at every one of them. Activations are
-[B, F, H, W, C] in memory; weights are the Diffusers module's own.
+Convolutions are faster with channels innermost, but Diffusers' padding leaves that layout at every one of them. Activations
+are [B, F, H, W, C] in memory; norm, activation and padding before a convolution are one operation; weights are the
+Diffusers module's own.
+
+Pieces are exact, not tiles: a convolution keeps the two frames before the next piece, so every frame of every layer is
+computed once and from the same neighbours as in one go. What was a decoder's memory for the whole video is that for a
+piece, and whoever takes the pieces can work on one while the next is made.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx2.models.fast.ops import Ops
+
+# Blocks whose work is done in pieces: of the published decoders four fifths of it. Those before see the video in a quarter
+# of its frames or fewer, where the frames that a convolution waits for are a large part of the video.
+STREAMED = 2
+# Pixels of a piece, 32 frames of 768x512: enough to fill a large GPU in the last block.
+PIECE_PIXELS = 32 * 768 * 512
+# Frames that a piece has at least: two more are normalised and padded for each convolution.
+PIECE_FRAMES = 24
+
+Layer = Callable[[Tensor, bool], "Tensor | None"]
+"""From the next frames [B, f, H, W, C], and whether they are the last, to those that can be told by now, if any."""
 
 
 def unsupported(vae: nn.Module) -> str | None:
@@ -39,59 +57,162 @@ def unsupported(vae: nn.Module) -> str | None:
     return None
 
 
-def decode(vae: nn.Module, latent: Tensor, ops: Ops) -> Tensor:
-    """Latents [B, C, F, H, W] (not normalised) -> pixels [B, 3, 8F-7, 32H, 32W] in -1..1, as `vae.decode`."""
+def decode(vae: nn.Module, latent: Tensor, ops: Ops, piece: int | None = None) -> Iterator[Tensor]:
+    """Latents [B, C, F, H, W] (not normalised) -> pixels [B, 3, f, 32H, 32W] in -1..1, 8F-7 in all, as `vae.decode`.
+
+    Pieces have about `piece` frames, the first ones fewer and the last one more; by default what fills a large GPU.
+    """
     owner: Any = vae
     decoder = owner.decoder
     causal = bool(decoder.is_causal)
-    x = latent.movedim(1, -1).contiguous()
-    x = _convolve(decoder.conv_in, x, ops, causal, None)
-    for resnet in decoder.mid_block.resnets:
-        x = _resnet(resnet, x, ops, causal)
-    for block in decoder.up_blocks:
-        if block.conv_in is not None:
-            x = _resnet(block.conv_in, x, ops, causal)
+    blocks = [_layers(block, ops, causal) for block in decoder.up_blocks]
+    before: list[Layer] = [_Convolution(decoder.conv_in, ops, causal)]
+    before += [_Resnet(resnet, ops, causal) for resnet in decoder.mid_block.resnets]
+    before += [layer for block in blocks[:-STREAMED] for layer in block]
+    last = [layer for block in blocks[-STREAMED:] for layer in block]
+    last.append(_Convolution(decoder.conv_out, ops, causal, decoder.norm_out.eps))
+    x = _through(before, latent.movedim(1, -1).contiguous(), True)
+    assert x is not None, "nothing is waited for after the last frame"
+    faster = 1
+    for block in decoder.up_blocks[-STREAMED:]:
         for upsampler in block.upsamplers or ():
-            x = _upsample(upsampler, x, ops, causal)
-        for resnet in block.resnets:
-            x = _resnet(resnet, x, ops, causal)
-    x = _convolve(decoder.conv_out, x, ops, causal, decoder.norm_out.eps)
-    return _unpatch(x, decoder.patch_size_t, decoder.patch_size)
+            faster *= upsampler.stride[0]
+    if piece is None:
+        height, width = (32 * side for side in latent.shape[3:])
+        piece = max(PIECE_FRAMES, PIECE_PIXELS // (height * width))
+    parts = x.split(max(1, piece // faster), dim=1)
+    for number, part in enumerate(parts):
+        made = _through(last, part, number == len(parts) - 1)
+        if made is not None:
+            yield _unpatch(made, decoder.patch_size_t, decoder.patch_size)
 
 
-def _convolve(layer: Any, x: Tensor, ops: Ops, causal: bool, eps: float | None) -> Tensor:
-    """A 3x3x3 convolution; with `eps` of the RMS norm and the SiLU before it."""
-    if layer.conv.padding_mode == "reflect" and min(x.shape[2:4]) < 2:
-        raise ValueError("a picture of less than two latents a side cannot be mirrored")
-    padded = ops.pad(x, eps, 2 if causal else 1, 0 if causal else 1, layer.conv.padding_mode == "reflect")
-    result = functional.conv3d(padded.movedim(-1, 1), layer.conv.weight, layer.conv.bias)
-    return result.movedim(1, -1).contiguous()
+def _layers(block: Any, ops: Ops, causal: bool) -> list[Layer]:
+    layers: list[Layer] = [] if block.conv_in is None else [_Resnet(block.conv_in, ops, causal)]
+    layers += [_Upsample(upsampler, ops, causal) for upsampler in block.upsamplers or ()]
+    return [*layers, *(_Resnet(resnet, ops, causal) for resnet in block.resnets)]
 
 
-def _resnet(block: Any, x: Tensor, ops: Ops, causal: bool) -> Tensor:
-    h = _convolve(block.conv1, x, ops, causal, block.norm1.eps)
-    h = _convolve(block.conv2, h, ops, causal, block.norm2.eps)
-    if block.norm3 is not None:
-        x = block.norm3(x)
-    if block.conv_shortcut is not None:
-        x = functional.linear(x, block.conv_shortcut.weight.flatten(1), block.conv_shortcut.bias)
-    return h + x
+def _through(layers: list[Layer], x: Tensor, last: bool) -> Tensor | None:
+    made: Tensor | None = x
+    for layer in layers:
+        if made is None:
+            return None
+        made = layer(made, last)
+    return made
 
 
-def _upsample(layer: Any, x: Tensor, ops: Ops, causal: bool) -> Tensor:
-    """More frames and pixels out of channels; the residual repeats its channels."""
-    result = _shuffle(_convolve(layer.conv, x, ops, causal, None), layer.stride)
-    if layer.residual:
-        repeats = layer.stride[0] * layer.stride[1] * layer.stride[2] // layer.upscale_factor
-        result = result + _shuffle(x, layer.stride).repeat(1, 1, 1, 1, repeats)
-    return result
+class _Convolution:
+    """A 3x3x3 convolution; with `eps`, of the RMS norm and the SiLU before it.
+
+    First and last frame of the video are repeated beyond its ends: one at each, or, if causal, two at the begin. A
+    convolution that is not causal is a frame behind what it was given, until the last piece.
+    """
+
+    def __init__(self, layer: Any, ops: Ops, causal: bool, eps: float | None = None):
+        self.conv, self.ops, self.eps = layer.conv, ops, eps
+        self.ends = (2, 0) if causal else (1, 1)
+        self.reflects = layer.conv.padding_mode == "reflect"
+        self.before: Tensor | None = None
+        self.begun = False
+
+    def __call__(self, x: Tensor, last: bool) -> Tensor | None:
+        if self.reflects and min(x.shape[2:4]) < 2:
+            raise ValueError("a picture of less than two latents a side cannot be mirrored")
+        front, back = 0 if self.begun else self.ends[0], self.ends[1] if last else 0
+        before = self.before
+        if not self.begun:
+            # Frames that were too few to begin with.
+            x = x if before is None else torch.cat([before, x], 1)
+            before = None
+            if front + x.shape[1] + back < 3:
+                self.before = x
+                return None
+        self.begun = True
+        if not last:
+            # A copy, or the whole piece would stay in memory.
+            self.before = _last_two(x, before).clone()
+        padded = self.ops.pad(x, self.eps, front, back, self.reflects, before)
+        result = functional.conv3d(padded.movedim(-1, 1), self.conv.weight, self.conv.bias)
+        return result.movedim(1, -1).contiguous()
+
+
+def _last_two(x: Tensor, before: Tensor | None) -> Tensor:
+    """The last two frames so far; of a video with one so far, that one twice."""
+    if x.shape[1] > 1:
+        return x[:, -2:]
+    return torch.cat([x if before is None else before[:, -1:], x], 1)
+
+
+class _Resnet:
+    def __init__(self, block: Any, ops: Ops, causal: bool):
+        self.block = block
+        self.first = _Convolution(block.conv1, ops, causal, block.norm1.eps)
+        self.second = _Convolution(block.conv2, ops, causal, block.norm2.eps)
+        self.waiting: Tensor | None = None
+
+    def __call__(self, x: Tensor, last: bool) -> Tensor | None:
+        h = self.first(x, last)
+        if h is not None:
+            h = self.second(h, last)
+        if self.block.norm3 is not None:
+            x = self.block.norm3(x)
+        if self.block.conv_shortcut is not None:
+            conv = self.block.conv_shortcut
+            x = functional.linear(x, conv.weight.flatten(1), conv.bias)
+        parts = [x] if self.waiting is None else [self.waiting, x]
+        self.waiting = None if last else _after(parts, 0 if h is None else h.shape[1])
+        if h is None:
+            return None
+        # In place, part by part: a piece that was joined to the frames waiting for it would be copied whole.
+        begin = 0
+        for part in parts:
+            place = h[:, begin : begin + part.shape[1]]
+            place += part[:, : place.shape[1]]
+            begin += part.shape[1]
+        return h
+
+
+def _after(parts: list[Tensor], count: int) -> Tensor:
+    """Copies of the frames of `parts` after the first `count`."""
+    left = []
+    for part in parts:
+        left.append(part[:, count:])
+        count = max(0, count - part.shape[1])
+    return torch.cat(left, 1)
+
+
+class _Upsample:
+    """More frames and pixels out of channels; the residual repeats its channels. The first frame stands for one."""
+
+    def __init__(self, layer: Any, ops: Ops, causal: bool):
+        self.layer, self.conv = layer, _Convolution(layer.conv, ops, causal)
+        self.waiting: Tensor | None = None
+        self.begun = False
+
+    def __call__(self, x: Tensor, last: bool) -> Tensor | None:
+        h = self.conv(x, last)
+        count = 0 if h is None else h.shape[1]
+        result = None if h is None else _shuffle(h, self.layer.stride)
+        if self.layer.residual:
+            seen = x if self.waiting is None else torch.cat([self.waiting, x], 1)
+            self.waiting = None if last else seen[:, count:].clone()
+            if result is not None:
+                repeats = (
+                    self.layer.stride[0] * self.layer.stride[1] * self.layer.stride[2] // self.layer.upscale_factor
+                )
+                result += _shuffle(seen[:, :count], self.layer.stride).repeat(1, 1, 1, 1, repeats)
+        if result is not None and not self.begun:
+            self.begun = True
+            result = result[:, self.layer.stride[0] - 1 :]
+        return result
 
 
 def _shuffle(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """[B, F, H, W, C*t*h*w] -> [B, tF - (t-1), hH, wW, C]: the first frame stands for one."""
+    """[B, F, H, W, C*t*h*w] -> [B, tF, hH, wW, C]."""
     t, h, w = stride
     parts = x.unflatten(-1, (-1, t, h, w)).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return parts.flatten(5, 6).flatten(3, 4).flatten(1, 2)[:, t - 1 :]
+    return parts.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
 def _unpatch(x: Tensor, frames: int, side: int) -> Tensor:

@@ -85,18 +85,18 @@ def _pointwise(
 
 @triton.jit
 def _pad(
-    x, out, positions, frames, height, width, front, eps,
+    x, before, out, positions, frames, frames_out, height, width, front, eps,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, NORMALISES: tl.constexpr, REFLECTS: tl.constexpr,
-    FRAMES_OUT: tl.constexpr,
+    CONTINUES: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     inside = (place < positions) & (column < CHANNELS)
     x_out = place % (width + 2)
     y_out = (place // (width + 2)) % (height + 2)
-    frame = (place // (width + 2) // (height + 2)) % FRAMES_OUT
-    batch = place // (width + 2) // (height + 2) // FRAMES_OUT
-    frame = tl.minimum(tl.maximum(frame - front, 0), frames - 1)
+    frame_out = (place // (width + 2) // (height + 2)) % frames_out
+    batch = place // (width + 2) // (height + 2) // frames_out
+    frame = tl.minimum(tl.maximum(frame_out - front, 0), frames - 1)
     from_x = x_out - 1
     from_y = y_out - 1
     mask = inside
@@ -108,7 +108,14 @@ def _pad(
     else:
         mask = mask & (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
     source = ((batch * frames + frame) * height + from_y) * width + from_x
-    value = tl.load(x + source * CHANNELS + column, mask=mask, other=0.0).to(tl.float32)
+    if CONTINUES:
+        # The first `front` frames come from elsewhere.
+        earlier = frame_out < front
+        value = tl.load(x + source * CHANNELS + column, mask=mask & (frame_out >= front), other=0.0).to(tl.float32)
+        source = ((batch * front + frame_out) * height + from_y) * width + from_x
+        value += tl.load(before + source * CHANNELS + column, mask=mask & earlier, other=0.0).to(tl.float32)
+    else:
+        value = tl.load(x + source * CHANNELS + column, mask=mask, other=0.0).to(tl.float32)
     if NORMALISES:
         value *= tl.rsqrt(tl.sum(value * value, axis=1)[:, None] / CHANNELS + eps)
         value *= tl.sigmoid(value)
@@ -162,16 +169,19 @@ def quantise(x: Tensor) -> Rows:
     return result
 
 
-def pad(x: Tensor, eps: float | None, front: int, back: int, reflect: bool) -> Tensor:
+def pad(x: Tensor, eps: float | None, front: int, back: int, reflect: bool, before: Tensor | None = None) -> Tensor:
     """As `ops.pad`, in one kernel."""
     x = x.contiguous()
     batch, frames, height, width, channels = x.shape
+    if before is not None:
+        before, front = before.contiguous(), before.shape[1]
     out = x.new_empty(batch, frames + front + back, height + 2, width + 2, channels)
     positions, block = out.numel() // channels, triton.next_power_of_2(channels)
     rows = max(2048 // block, 1)
     _pad[(triton.cdiv(positions, rows),)](
-        x, out, positions, frames, height, width, front, eps or 0.0, CHANNELS=channels, BLOCK=block, ROWS=rows,
-        NORMALISES=eps is not None, REFLECTS=reflect, FRAMES_OUT=frames + front + back,
+        x, x if before is None else before, out, positions, frames, out.shape[1], height, width, front, eps or 0.0,
+        CHANNELS=channels, BLOCK=block, ROWS=rows, NORMALISES=eps is not None, REFLECTS=reflect,
+        CONTINUES=before is not None,
     )  # fmt: skip
     return out
 

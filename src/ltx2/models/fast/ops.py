@@ -123,7 +123,9 @@ class Quantise(Protocol):
 
 
 class Pad(Protocol):
-    def __call__(self, x: Tensor, eps: float | None, front: int, back: int, reflect: bool) -> Tensor: ...
+    def __call__(
+        self, x: Tensor, eps: float | None, front: int, back: int, reflect: bool, before: Tensor | None = None
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -241,11 +243,14 @@ def quantise(x: Tensor) -> Rows:
     return Rows(*quantise_rows(x))
 
 
-def pad(x: Tensor, eps: float | None, front: int, back: int, reflect: bool) -> Tensor:
+def pad(x: Tensor, eps: float | None, front: int, back: int, reflect: bool, before: Tensor | None = None) -> Tensor:
     """[B, F, H, W, C] with `front` and `back` more frames, and a border of one pixel, zeros or mirrored.
 
-    First and last frame are repeated. With `eps`, RMS norm over the channels and SiLU come before.
+    First and last frame are repeated; with `before` [B, f, H, W, C] those frames are in front, and `front` is 0. With
+    `eps`, RMS norm over the channels and SiLU come first.
     """
+    if before is not None:
+        x = torch.cat([before, x], 1)
     if eps is not None:
         wide = x.float()
         x = functional.silu(wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
