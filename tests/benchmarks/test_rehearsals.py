@@ -75,3 +75,11 @@ def test_start(script: Script, results: Path, lines: Lines) -> None:
         ("filled", False),
     ]
     assert all(len(line["requests"]) == 2 for line in lines())
+
+
+@pytest.mark.slow
+def test_first_frame(script: Script, results: Path, lines: Lines) -> None:
+    script("first_frame").main([str(results), "--prompts", "2", "--device", "cpu"])
+    check(lines())
+    one, two, last = lines()
+    assert last["prompts"] == 2 and last["psnr_worst"] == min(one["psnr"], two["psnr"]) > 20
