@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import os
 import shutil
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import av
@@ -16,6 +20,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from ltx2.doors.http import accept, ranges, variants
+from ltx2.doors.http.parts import Maker
 from tests.doors.http.fixtures import Make, a_place, app_of, client_of, make_service, making
 from tests.doors.http.studio import Studio, a_video
 
@@ -230,6 +235,27 @@ def test_F8_gone_after_its_time(tmp_path: Path) -> None:
         for variant in ("video", "thumbnail", "metadata"):
             response = api.get(f"/v1/videos/{video['id']}/content", params={"variant": variant})
             assert (response.status_code, response.json()["error"]["code"]) == (410, "gone"), variant
+
+
+def test_work_that_is_done_at_once_stops_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A refused variant can be done before anyone waits for it: once that held the event loop, and with it the server."""
+
+    def at_once(_: Any, work: Callable[..., Path], *given: Any) -> Future[Path]:
+        future = Future[Path]()
+        future.set_result(work(*given))
+        return future
+
+    made: list[Path] = []
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", at_once)
+    monkeypatch.setattr(variants, "find", lambda *_: None)
+    monkeypatch.setattr(variants, "make", lambda video, _: made.append(video) or video)
+    maker = Maker()
+    askers = [Thread(target=lambda: asyncio.run(maker.make(tmp_path, "webm")), daemon=True) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+        asker.join(10)
+        assert not asker.is_alive(), "the lock is held"
+    assert made == [tmp_path, tmp_path], "what is done is under way no longer"
 
 
 def test_C14_a_planted_link_leads_nowhere(place: Studio, made: Make, tmp_path: Path) -> None:

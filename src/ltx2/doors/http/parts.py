@@ -46,12 +46,14 @@ class Maker:
     def _begin(self, key: tuple[Path, Form]) -> Future[Path]:
         with self._lock:
             future = self._under_way.get(key)
-            if future is None:
-                if len(self._under_way) >= WAITING:
-                    raise Busy(f"{WAITING} other files are being made", hint="try again in a moment")
-                future = self._under_way[key] = self._pool.submit(variants.make, *key)
-                future.add_done_callback(lambda _: self._end(key))
-            return future
+            if future is not None:
+                return future
+            if len(self._under_way) >= WAITING:
+                raise Busy(f"{WAITING} other files are being made", hint="try again in a moment")
+            future = self._under_way[key] = self._pool.submit(variants.make, *key)
+        # Outside of the lock, which it takes: of work that is done already the callback is called here and now.
+        future.add_done_callback(lambda _: self._end(key))
+        return future
 
     def _end(self, key: tuple[Path, Form]) -> None:
         with self._lock:
