@@ -26,7 +26,7 @@ demo: .venv/.engine
 	$(BIN)/ltx2 generate "$(PROMPT)" -o out.mp4
 
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff check .

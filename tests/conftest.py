@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-# Before torch is imported: two workers with a thread pool each are slower than two single threads.
+# Before torch is imported: workers with a thread pool each are slower than single threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in [name for name in os.environ if name.startswith("LTX2_")]:
     del os.environ[name]
