@@ -165,10 +165,10 @@ def test_frugal_sends_the_networks_home_and_brings_them_back() -> None:
         network.to = lambda home, name=name: moved.append(f"{name} {home}")
     with pytest.raises(ValueError), faults.frugal(models):
         assert models.residency.policy == "staged" and models.residency.home.type == "cpu"
-        assert not models.fast and twin() is None, "graphs and text keys are gone before the second try begins"
+        assert not models.fast_passes and twin() is None, "graphs and text keys are gone before the second try begins"
         assert moved == [f"{name} cpu" for name in models.networks]
         raise ValueError
-    assert models.fast
+    assert models.fast_passes
     assert models.residency is before and moved[len(models.networks) :] == [f"{name} meta" for name in models.networks]
 
 
@@ -237,7 +237,7 @@ def test_e4_networks_that_find_no_room_stay_away_until_there_is_some(error: Exce
     device = Crowded(models, error)
     with faults.frugal(models):
         pass
-    assert models.residency.policy == "staged" and models.fast
+    assert models.residency.policy == "staged" and models.fast_passes
     assert set(device.at.values()) == {"cpu"}, "none is left half way"
     faults.bring_back(models, meant)
     assert models.residency.policy == "staged" and set(device.at.values()) == {"cpu"}
@@ -284,7 +284,7 @@ def test_e4_networks_without_room_on_the_cpu_come_back(monkeypatch: pytest.Monke
     monkeypatch.setattr(device, "move", full)
     with pytest.raises(OutOfMemory, match="nor the CPU"), faults.frugal(models):
         raise AssertionError("nothing may be tried with half of a model")
-    assert models.residency is meant and models.fast and set(device.at.values()) == {"meta"}
+    assert models.residency is meant and models.fast_passes and set(device.at.values()) == {"meta"}
 
 
 def test_networks_that_cannot_come_back_for_another_reason_are_an_error() -> None:

@@ -123,7 +123,7 @@ class Engine:
         models = self.models
         clamped = clamping(models.networks["transformer"])
         said = (clamped,) if clamped else ()
-        if not models.fast:
+        if not models.fast_passes:
             return said
         slow = fast.slow_paths(models.networks["transformer"], models.networks["vae"], models.device)
         return (*said, *slow, *fast.lossy_paths(models.networks["transformer"], plan, models.attention == "fp8"))

@@ -66,17 +66,17 @@ def release(device: torch.device) -> None:
 
 @contextmanager
 def frugal(models: Models) -> Iterator[None]:
-    """Inside the block networks wait on the CPU, and only those at work are on the device, on their plain paths.
+    """Inside the block networks wait on the CPU, and only those at work are on the device; nothing else is kept there.
 
     Afterwards they are where they were, or wait on until `bring_back` finds room. Raises OutOfMemory when the CPU has
     no room for them either.
     """
-    before, was_fast = models.residency, models.fast
+    before = models.residency
     if before.policy != "resident" or models.device.type == "cpu":
         yield
         return
-    # Fast paths keep weights of their own, and graphs that know where weights lay.
-    models.fast = False
+    # Fast passes keep weights of their own, and graphs that know where weights lay.
+    models.frugal = True
     # Said before they go: wherever a lack of memory leaves them, they may be brought back from there.
     models.residency = Residency("staged", models.device)
     try:
@@ -88,7 +88,7 @@ def frugal(models: Models) -> Iterator[None]:
             raise OutOfMemory("neither the device nor the CPU has room", hint="ask for a smaller size") from error
         yield
     finally:
-        models.fast = was_fast
+        models.frugal = False
         bring_back(models, before)
 
 

@@ -47,8 +47,9 @@ class Models:
 
     `card` describes the model; `tokenizer` is Gemma's (left padding, `card.text_tokens` long); networks are
     `text_encoder`, `connectors`, `transformer`, `vae`, `audio_vae`, `vocoder` and, when it came along, `upsampler`.
-    `fast` says whether the transformer may take its fast path (`ltx2.models.fast`), and `attention` fp8 that there its
-    self-attention of large pictures is in float8, which is lossy.
+    `fast` says whether networks may take their fast paths (`ltx2.models.fast`), and `attention` fp8 that there the
+    transformer's self-attention of large pictures is in float8, which is lossy. `frugal` is a time of too little memory:
+    what keeps something on the device beside the weights is left out.
     """
 
     card: Card
@@ -65,6 +66,12 @@ class Models:
     identity: str = ""
     fast: bool = True
     attention: str = "auto"
+    frugal: bool = False
+
+    @property
+    def fast_passes(self) -> bool:
+        """Whether transformer and text encoder may take their fast paths, which keep graphs, keys and joined weights."""
+        return self.fast and not self.frugal
 
     @property
     def text_device(self) -> torch.device:

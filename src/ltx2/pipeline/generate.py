@@ -114,7 +114,7 @@ def _stage(
     )
     with models.use("transformer") as transformer, models.lora(stage.lora):
         run = denoise(
-            passes(transformer, models.fast, models.attention == "fp8"),
+            passes(transformer, models.fast_passes, models.attention == "fp8"),
             stage,
             states,
             scene,
@@ -164,7 +164,7 @@ def _write(
 ) -> Generator[Progress, None, None]:
     """Write chunks of frames as they come, and the sound of audio tokens, which is decoded while the picture is encoded."""
     pictures, sound = parts
-    lossy = lossy_paths(models.networks["transformer"], plan, models.fast and models.attention == "fp8")
+    lossy = lossy_paths(models.networks["transformer"], plan, models.fast_passes and models.attention == "fp8")
     with writing(plan, out, models.card.output_sampling_rate if plan.audio else None, skipped, lossy) as muxer:
         for frames in pictures:
             if muxer.count == 0:

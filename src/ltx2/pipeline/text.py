@@ -45,7 +45,9 @@ def _encode(models: Models, texts: list[str]) -> list[tuple[Tensor, Tensor]]:
     ids, mask = tokenise(models.tokenizer, texts, models.card.text_tokens)
     rows = [(ids[row : row + 1], mask[row : row + 1]) for row in range(len(texts))]
     with models.use("text_encoder") as encoder:
-        states = [hidden_states(encoder, *row, models.text_device, models.fast).to(models.device) for row in rows]
+        states = [
+            hidden_states(encoder, *row, models.text_device, models.fast_passes).to(models.device) for row in rows
+        ]
     pairs: list[tuple[Tensor, Tensor]] = []
     with models.use("connectors") as connectors:
         for stacked, (_, valid) in zip(states, rows, strict=True):
