@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ltx2.spec.plan import Plan
 
 EMBEDDED_NOTE = (
-    "no --model given: this is the small embedded model, which knows coloured shapes that move and sound; the real one "
-    "is --model Lightricks/LTX-2 (add --download once; LTX-2 Community License)"
+    "no --model given: this is the small embedded model, which knows coloured shapes that move and sound, for two seconds "
+    "at 256x192; the real one is --model Lightricks/LTX-2 (add --download once; LTX-2 Community License)"
 )
 # Who compiles kernels, and where they are kept for the next process: Triton, torch.compile, and the driver.
 KERNELS = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "CUDA_CACHE_PATH": "driver"}
