@@ -335,6 +335,26 @@ def test_e5_f1_errors_get_their_names(
         assert str(caught.value).startswith("the device was lost: CUDA error: an illegal memory access")
 
 
+def test_e5_giving_memory_back_does_not_hide_that_the_device_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fails)
+    faults.release(torch.device("cuda"))
+
+
+def test_e5_a_device_that_was_lost_before_the_job_ends_the_process(
+    engine: Engine, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr("ltx2.engine.memory.check", fails)
+    monkeypatch.setattr(faults, "is_lost", lambda _device: True)
+    with pytest.raises(WorkerCrashed, match="the device was lost"):
+        run(engine, plan, tmp_path / "clip.mp4")
+
+
 def test_e5_a_cpu_is_never_lost() -> None:
     assert not faults.is_lost(torch.device("cpu"))
 
