@@ -1,6 +1,6 @@
 """How near is the first frame to the picture that was given, and does the clip still do what the prompt says?
 
-    python benchmarks/first_frame.py RESULTS.jsonl [--prompts 20] [--preset distilled-two-stage] [--device cpu]
+    python -m benchmarks.first_frame RESULTS.jsonl [--prompts 20] [--preset distilled-two-stage] [--device cpu]
 
 The embedded model is given the first frame of held-out scenes as a PNG. A line of JSON for every scene: PSNR of the first
 frame, decoded from the written file, and what the judge found wrong; a last line with the mean and the worst.
@@ -17,9 +17,9 @@ from statistics import mean
 
 import numpy as np
 import torch
-from command import append, arguments, parse
 from PIL import Image
 
+from benchmarks.command import append, arguments, parse
 from ltx2.doors.origin import origin
 from ltx2.doors.quality import read_clip
 from ltx2.engine.engine import Engine
