@@ -64,7 +64,7 @@ def _encode(lab: Lab, plan: Plan, host: list[np.ndarray], **what: Any) -> None:
 
 
 def _planes(frames: Tensor) -> list[np.ndarray]:
-    return [to_host(yuv420(chunk)).numpy() for chunk in frames.split(CHUNK)]
+    return [chunk.numpy() for chunk in to_host(map(yuv420, frames.split(CHUNK)))]
 
 
 def _write(plan: Plan, chunks: list[np.ndarray]) -> tuple[float, float, int, str]:

@@ -226,7 +226,8 @@ def _write(engine: Engine, plan: Plan, answer: Any) -> None:
         writing(plan, Path(folder) / "bench.mp4", engine.models.card.output_sampling_rate) as muxer,
     ):
         muxer.sound(answer.audio[0].float().cpu().numpy())
-        muxer.frames(to_host(yuv420(engine.retouch(pixels.to(engine.models.device)))).numpy())
+        for planes in to_host([yuv420(engine.retouch(pixels.to(engine.models.device)))]):
+            muxer.frames(planes.numpy())
 
 
 def _table(report: dict[str, Any], choice: Choice) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +27,8 @@ def decode_video(models: Models, latent: Tensor, tiled: bool = False) -> Generat
     """Frames of a normalised latent [1, C, F, H, W] as chunks of uint8 [f, H, W, 3] on its device, in order.
 
     The fast path decodes piece by piece, exactly. The plain one decodes all at once, or, `tiled`, 10 latent frames at a
-    time with 3 frames of blended overlap: less memory, about 50 dB from the untiled picture. Raises InvalidOutput when a
-    value is not finite.
+    time with 3 frames of blended overlap: less memory, about 50 dB from the untiled picture. Raises InvalidOutput after
+    the last chunk when a value was not finite: asking earlier would make a GPU wait for the host at every piece.
     """
     with models.use("vae") as vae:
         mean, std = vae.latents_mean.view(1, -1, 1, 1, 1), vae.latents_std.view(1, -1, 1, 1, 1)
@@ -34,25 +36,61 @@ def decode_video(models: Models, latent: Tensor, tiled: bool = False) -> Generat
         pieces = decoding(vae, raw) if models.fast else None
         if pieces is None:
             pieces = _tiles(vae, raw) if tiled else iter([_plainly(vae, raw)])
+        finite = torch.ones((), dtype=torch.bool, device=raw.device)
         for pixels in pieces:
-            if not torch.isfinite(pixels.sum()):
-                raise InvalidOutput("the decoded picture has values that are not finite")
+            finite &= torch.isfinite(pixels.sum())
             for piece in pixels[0].split(CHUNK, dim=1):
                 yield _to_bytes(piece).permute(1, 2, 3, 0)
+        if not finite:
+            raise InvalidOutput("the decoded picture has values that are not finite")
 
 
 def _to_bytes(piece: Tensor) -> Tensor:
     return piece.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def to_host(values: Tensor) -> Tensor:
-    """The same on the CPU; from a GPU through pinned memory, ten times as fast."""
-    if values.device.type != "cuda":
-        return values
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    torch.cuda.current_stream(values.device).synchronize()
-    return host
+def to_host(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same chunks on the CPU, in order. From a GPU each is handed over once the next one has been asked for.
+
+    So the GPU has the next one to work on while this one is waited for and used.
+    """
+    leaving: _Leaving | None = None
+    for chunk in chunks:
+        if chunk.device.type != "cuda":
+            yield chunk
+            continue
+        before, leaving = leaving, _Leaving.begin(chunk)
+        if before is not None:
+            yield before.arrived()
+    if leaving is not None:
+        yield leaving.arrived()
+
+
+@dataclass
+class _Leaving:
+    """A tensor on its way from a GPU through pinned memory, ten times as fast as without, beside the GPU's work."""
+
+    host: Tensor
+    event: Any
+
+    @classmethod
+    def begin(cls, source: Tensor) -> _Leaving:
+        stream, host = _copies(source.device), torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        stream.wait_stream(torch.cuda.current_stream(source.device))
+        with torch.cuda.stream(stream):
+            host.copy_(source, non_blocking=True)
+        # Dropped before it has arrived, as by a cancelled video, its memory goes to others, but not before the copy.
+        source.record_stream(stream)
+        return cls(host, stream.record_event())
+
+    def arrived(self) -> Tensor:
+        self.event.synchronize()
+        return self.host
+
+
+@cache
+def _copies(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)
 
 
 def _plainly(vae: Any, raw: Tensor) -> Tensor:

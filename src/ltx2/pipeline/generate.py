@@ -162,17 +162,17 @@ def _single_frames(tokens: int, first: int, models: Models) -> Tensor:
 def _write(
     models: Models, plan: Plan, out: Path, parts: tuple[Iterator[Tensor], Tensor], skipped: int
 ) -> Generator[Progress, None, None]:
-    """Write chunks of frames as they come, and the sound of audio tokens, which is decoded while the picture is encoded."""
+    """Write chunks of frames as they come; the sound of audio tokens is made after the first, and encoded beside them."""
     pictures, sound = parts
     lossy = lossy_paths(models.networks["transformer"], plan, models.fast_passes and models.attention == "fp8")
     with writing(plan, out, models.card.output_sampling_rate if plan.audio else None, skipped, lossy) as muxer:
-        for frames in pictures:
-            if muxer.count == 0:
+        for frames in to_host(map(yuv420, pictures)):
+            if first := muxer.count == 0:
                 yield Progress("decode", 1, 1)
-            muxer.frames(to_host(yuv420(frames)).numpy())
+            muxer.frames(frames.numpy())
+            if first and plan.audio:
+                muxer.sound(decode_audio(models, sound).numpy())
+                yield Progress("sound", 1, 1)
             if muxer.count < plan.frames:
                 yield Progress("write", muxer.count, plan.frames)
-        if plan.audio:
-            muxer.sound(decode_audio(models, sound).numpy())
-            yield Progress("sound", 1, 1)
     yield Progress("write", plan.frames, plan.frames)

@@ -60,7 +60,8 @@ def unsupported(vae: nn.Module) -> str | None:
 def decode(vae: nn.Module, latent: Tensor, ops: Ops, piece: int | None = None) -> Iterator[Tensor]:
     """Latents [B, C, F, H, W] (not normalised) -> pixels [B, 3, f, 32H, 32W] in -1..1, 8F-7 in all, as `vae.decode`.
 
-    Pieces have about `piece` frames, the first ones fewer and the last one more; by default what fills a large GPU.
+    Pieces have at most `piece` frames, or what the last two blocks make of one if that is more; by default what fills a
+    large GPU.
     """
     owner: Any = vae
     decoder = owner.decoder
@@ -71,8 +72,8 @@ def decode(vae: nn.Module, latent: Tensor, ops: Ops, piece: int | None = None) -
     before += [layer for block in blocks[:-STREAMED] for layer in block]
     last = [layer for block in blocks[-STREAMED:] for layer in block]
     last.append(_Convolution(decoder.conv_out, ops, causal, decoder.norm_out.eps))
-    x = _through(before, latent.movedim(1, -1).contiguous(), True)
-    assert x is not None, "nothing is waited for after the last frame"
+    x = latent.movedim(1, -1).contiguous()
+    (x,) = _through(before, x, True, x.shape[1])
     faster = 1
     for block in decoder.up_blocks[-STREAMED:]:
         for upsampler in block.upsamplers or ():
@@ -80,10 +81,10 @@ def decode(vae: nn.Module, latent: Tensor, ops: Ops, piece: int | None = None) -
     if piece is None:
         height, width = (32 * side for side in latent.shape[3:])
         piece = max(PIECE_FRAMES, PIECE_PIXELS // (height * width))
-    parts = x.split(max(1, piece // faster), dim=1)
+    count = max(1, piece // faster)
+    parts = x.split(count, dim=1)
     for number, part in enumerate(parts):
-        made = _through(last, part, number == len(parts) - 1)
-        if made is not None:
+        for made in _through(last, part, number == len(parts) - 1, count):
             yield _unpatch(made, decoder.patch_size_t, decoder.patch_size)
 
 
@@ -93,13 +94,25 @@ def _layers(block: Any, ops: Ops, causal: bool) -> list[Layer]:
     return [*layers, *(_Resnet(resnet, ops, causal) for resnet in block.resnets)]
 
 
-def _through(layers: list[Layer], x: Tensor, last: bool) -> Tensor | None:
-    made: Tensor | None = x
-    for layer in layers:
+def _through(layers: list[Layer], x: Tensor, last: bool, most: int) -> Iterator[Tensor]:
+    """What `layers` make of the next frames, at most `most` of those that enter going on at once.
+
+    After the last ones each layer tells what it has kept back, in the end more than a piece, which would be late for
+    whoever takes it and need more memory: it goes on in parts.
+    """
+    for number, layer in enumerate(layers):
+        made = layer(x, last)
         if made is None:
-            return None
-        made = layer(made, last)
-    return made
+            return
+        if isinstance(layer, _Upsample):
+            most *= layer.faster
+        if made.shape[1] > most:
+            parts = made.tensor_split(-(-made.shape[1] // most), dim=1)
+            for place, part in enumerate(parts, 1):
+                yield from _through(layers[number + 1 :], part, last and place == len(parts), most)
+            return
+        x = made
+    yield x
 
 
 class _Convolution:
@@ -187,6 +200,7 @@ class _Upsample:
 
     def __init__(self, layer: Any, ops: Ops, causal: bool):
         self.layer, self.conv = layer, _Convolution(layer.conv, ops, causal)
+        self.faster: int = layer.stride[0]
         self.waiting: Tensor | None = None
         self.begun = False
 
