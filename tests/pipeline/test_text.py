@@ -11,6 +11,7 @@ import torch
 
 from ltx2.models import encoder
 from ltx2.models.components import Models, load
+from ltx2.models.connectors import _forward, text_tokens
 from ltx2.models.small import small
 from ltx2.pipeline import text
 from ltx2.pipeline.text import embed, tokenise
@@ -53,6 +54,7 @@ def test_the_tokens_are_those_of_the_whole_padded_text(
     used = int(tokenise(models.tokenizer, [words], length)[1].sum())
     with monkeypatch.context() as patched:
         patched.setattr(text, "hidden_states", _by_the_book)
+        patched.setattr(text, "text_tokens", _connected_by_the_book)
         whole = embed(models, [words])
     monkeypatch.setattr(encoder, "GROUP", group)
     short = embed(models, [words])
@@ -66,6 +68,24 @@ def _by_the_book(network: Any, ids: torch.Tensor, mask: torch.Tensor, *_: object
     """All tokens and the encoder's own mask."""
     result = network.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
     return torch.stack(result.hidden_states, dim=-1)
+
+
+def _connected_by_the_book(network: Any, states: torch.Tensor, mask: torch.Tensor, *_: object) -> Any:
+    """The module's own forward over all of the padding."""
+    assert states.shape[1] == mask.shape[1]
+    return network(states, mask, padding_side="left")[:2]
+
+
+def test_connectors_without_registers_keep_their_padding() -> None:
+    models = small("2.0")
+    network: Any = models.networks["connectors"]
+    for side in (network.video_connector, network.audio_connector):
+        side.learnable_registers = None
+    mask = torch.tensor([[0] * 48 + [1] * 16])
+    states = torch.randn(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    whole = torch.cat([torch.zeros_like(states), states], 1)
+    for ours, expected in zip(text_tokens(network, states, mask), network(whole, mask, "left")[:2], strict=True):
+        assert torch.equal(ours, expected)
 
 
 def test_a_text_of_no_token_is_a_text(gemma3: Models) -> None:
@@ -123,6 +143,11 @@ def test_what_is_recorded_asks_nothing_of_the_host(gemma3: Models) -> None:
         states = encoder._forward(network, *given)
     assert apart.done > 100 and not apart.touched
     assert states.shape[:2] == ids.shape
+    connectors, valid = copy.deepcopy(gemma3.networks["connectors"]).to(META), mask.to(META)
+    with Apart() as apart:
+        video, audio = _forward(connectors, states[:, -32:], valid)
+    assert apart.done > 50 and not apart.touched
+    assert video.shape[:2] == audio.shape[:2] == ids.shape
 
 
 def test_what_cannot_be_recorded_runs_without_and_says_so(
@@ -137,7 +162,7 @@ def test_what_cannot_be_recorded_runs_without_and_says_so(
     monkeypatch.setattr(encoder, "_graphs", lambda *_: graphs)
     for _ in range(2):
         assert torch.equal(embed(gemma3, ["a cat"]).video, expected.video)
-    assert caplog.text.count("operation not permitted") == 1
+    assert caplog.text.count("operation not permitted") == 2, "once for the encoder, once for the connectors"
 
 
 @pytest.mark.gpu
@@ -157,9 +182,10 @@ def test_a_graph_on_a_gpu_gives_the_bits_of_the_forward(number: int) -> None:
     for _ in range(3):
         for words, expected in zip(TEXTS, plain, strict=True):
             assert torch.equal(embed(models, [words]).video, expected)
-    graphs = encoder._graphs(network, device)
-    assert graphs is not None and len(graphs.recorded) == 1, "recorded, and not refused"
-    assert fast.forget(network), "dropped with what else is kept"
+    for one in (network, models.networks["connectors"]):
+        graphs = encoder._graphs(one, device)
+        assert graphs is not None and len(graphs.recorded) == 1, "recorded, and not refused"
+        assert fast.forget(one), "dropped with what else is kept"
 
 
 def test_a_text_of_every_token_and_one_too_many(models: Models) -> None:

@@ -30,7 +30,7 @@ from ltx2.spec.settings import PROMPT_DISK_BYTES, PROMPT_MEMORY_BYTES
 Pair = tuple[Tensor, Tensor]
 
 log = logging.getLogger(__name__)
-_FORMAT = "ltx2 prompt embedding 2"
+_FORMAT = "ltx2 prompt embedding 3"
 _PACKAGES = ("torch", "transformers", "diffusers", "tokenizers")
 # Places of a file that its fingerprint reads, and bytes at each.
 _SAMPLES, _SAMPLE = 16, 4096

@@ -5,6 +5,7 @@ A prompt has some 30 to 200 tokens of 1,024. A forward over so few is all launch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,14 +34,27 @@ def hidden_states(encoder: nn.Module, ids: Tensor, mask: Tensor, device: torch.d
     known = _kind(encoder) == "gemma3"
     valid, positions = mask[:, begin:], torch.arange(begin, length, device=device)[None]
     tokens = (ids[:, begin:].to(device), positions, _masks(encoder, valid, device) if known else valid.to(device))
-    graphs = _graphs(encoder, device) if fast and known and length - begin <= GRAPH_TOKENS else None
-    if graphs is None:
+    if not fast or not known or length - begin > GRAPH_TOKENS:
         return _forward(encoder, *tokens)
+    return recorded(encoder, device, length - begin, lambda new: _forward(encoder, *new), tokens)
+
+
+def recorded(
+    network: nn.Module,
+    device: torch.device,
+    length: int,
+    work: Callable[[tuple[Any, ...]], Any],
+    given: tuple[Any, ...],
+) -> Any:
+    """`work(given)`, on a GPU from a CUDA graph that is kept for the network and `length` tokens."""
+    graphs = _graphs(network, device)
+    if graphs is None:
+        return work(given)
     # Replays read weights where they lay, so these addresses are a part of what a graph is for.
-    key = (length - begin, tuple(weight.data_ptr() for weight in encoder.parameters()))
+    key = (length, tuple(weight.data_ptr() for weight in network.parameters()))
     # Recorded at once, for a text that is remembered comes only once; all results are those of the graph.
     times = 1 if key in graphs.recorded or key in graphs.refused else 2
-    return [graphs.run(key, lambda new, _: _forward(encoder, *new), tokens, (), graphs.owner) for _ in range(times)][-1]
+    return [graphs.run(key, lambda new, _: work(new), given, (), graphs.owner) for _ in range(times)][-1]
 
 
 def _kind(encoder: Any) -> str:
@@ -74,7 +88,7 @@ def _masks(encoder: Any, valid: Tensor, device: torch.device) -> dict[str, Tenso
 
 
 class _Text(Graphs):
-    """The graphs of one text encoder, and who owns what they are given: nobody, for nothing of it stays the same."""
+    """The graphs of one network for texts, and who owns what they are given: nobody, for nothing of it stays the same."""
 
     def __init__(self, device: torch.device | str = "cuda") -> None:
         super().__init__(CudaRecorder(device), limit=GRAPH_TOKENS // GPU_GROUP)
@@ -86,8 +100,8 @@ class _Nobody:
         """There is nothing to forget."""
 
 
-def _graphs(encoder: Any, device: torch.device) -> _Text | None:
-    """They live on the encoder, and are dropped by `fast.forget` before its weights go elsewhere."""
+def _graphs(network: nn.Module, device: torch.device) -> _Text | None:
+    """They live on the network, and are dropped by `fast.forget` before its weights go elsewhere."""
     if device.type != "cuda":
         return None
-    return encoder.__dict__.setdefault(_TWIN, _Text(device))
+    return network.__dict__.setdefault(_TWIN, _Text(device))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ltx2.models.connectors import text_tokens
 from ltx2.models.encoder import hidden_states
 from ltx2.spec.errors import RefusedRequest
 
@@ -48,20 +49,11 @@ def _encode(models: Models, texts: list[str]) -> list[tuple[Tensor, Tensor]]:
         states = [
             hidden_states(encoder, *row, models.text_device, models.fast_passes).to(models.device) for row in rows
         ]
-    pairs: list[tuple[Tensor, Tensor]] = []
     with models.use("connectors") as connectors:
-        for stacked, (_, valid) in zip(states, rows, strict=True):
-            stacked = _padded(stacked.to(connectors.dtype), valid.shape[1])
-            video, audio, _ = connectors(stacked, valid.to(models.device), padding_side="left")
-            pairs.append((video, audio))
-    return pairs
-
-
-def _padded(states: Tensor, length: int) -> Tensor:
-    """[1, s, D, N] -> [1, length, D, N] with zeros in front."""
-    whole = states.new_zeros(1, length, *states.shape[2:])
-    whole[:, length - states.shape[1] :] = states
-    return whole
+        return [
+            text_tokens(connectors, stacked.to(connectors.dtype), mask, models.fast_passes)
+            for stacked, (_, mask) in zip(states, rows, strict=True)
+        ]
 
 
 def tokenise(tokenizer: Any, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
