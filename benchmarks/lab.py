@@ -24,7 +24,7 @@ from ltx2.models.fast import attention
 from ltx2.models.randoms import fill_randomly
 from ltx2.models.velocity import Stream
 from ltx2.models.weights import build
-from ltx2.spec.cost import forward_flops
+from ltx2.spec.cost import forward_flops, text_flops
 from ltx2.spec.geometry import grid
 
 GIB = 2**30
@@ -114,6 +114,11 @@ class Lab:
     def flops(self, model: str, size: Size, isolated: bool = False) -> float:
         card, cells = read_card(Source(self.model(model), "random")), grid(*size, FPS)
         return forward_flops(card.shape, cells.video_tokens, cells.audio_tokens, card.text_tokens, isolated)
+
+    def text_flops(self, model: str) -> float:
+        """Of these, the operations on the text alone, which the fast path does once a stage of 2.0."""
+        card = read_card(Source(self.model(model), "random"))
+        return text_flops(card.shape, card.text_tokens)
 
     def sync(self) -> None:
         if self.device.type == "cuda":

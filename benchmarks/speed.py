@@ -206,9 +206,10 @@ def _measure_growth(lab: Lab, size: Size) -> None:
     streams = lab.streams("ltx-2", size, 1)
     work = partial(Stage(Twin(lab.network("ltx-2", "transformer"))), *streams, ())
     peak, seconds = lab.peak(work), lab.time(work, warm=3)
+    flops = lab.flops("ltx-2", size)
     lab.write(
-        "growth", size=size, tokens=streams[0].latent.shape[1], ms=seconds * 1e3,
-        tflops=lab.flops("ltx-2", size) / seconds / 1e12, peak_gib=peak,
+        "growth", size=size, tokens=streams[0].latent.shape[1], ms=seconds * 1e3, tflops=flops / seconds / 1e12,
+        tflops_done=(flops - lab.text_flops("ltx-2")) / seconds / 1e12, peak_gib=peak,
     )  # fmt: skip
 
 

@@ -41,6 +41,18 @@ def test_speed(script: Script, results: Path, lines: Lines) -> None:
     assert all(line["ok"] for line in lines() if line["part"] == "ops check")
 
 
+def test_plot(script: Script, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "growth.png"
+    results.write_text('{"part": "load", "ms": 1}\n')
+    with pytest.raises(SystemExit):
+        script("plot").main([str(results), str(out)])
+    assert "no line of growth" in capsys.readouterr().err and not out.exists()
+    line = '{"part": "growth", "size": [64, 64, 9], "tokens": 8, "ms": 2.0, "tflops_done": 0.5, "peak_gib": null}\n'
+    results.write_text(line + '{"part": "growth", "size": [64, 64, 17], "error": "RuntimeError: no"}\n' + line)
+    script("plot").main([str(results), str(out)])
+    assert out.stat().st_size > 1000
+
+
 @pytest.mark.slow
 def test_load(script: Script, results: Path, lines: Lines) -> None:
     load = script("load")

@@ -213,6 +213,12 @@ def forward_flops(shape: Shape, video: int, audio: int, text: int, isolated: boo
     return (shape.layers - begin) * block + leaving + (0 if begin else entering)
 
 
+def text_flops(shape: Shape, text: int) -> float:
+    """Of these, the operations on `text` tokens alone: LTX-2.0's are the same in every pass of a stage."""
+    keys = 4 * text * (shape.video_dim**2 + shape.audio_dim**2)
+    return shape.layers * keys + 2 * text * (shape.text_width * shape.video_dim + shape.video_dim**2)
+
+
 def _stream_flops(width: int, tokens: int, text: int) -> float:
     """One block of one modality: self-attention, attention to the text, feed-forward."""
     own = 8 * width**2 * tokens + 4 * tokens**2 * width
