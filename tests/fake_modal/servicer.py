@@ -119,6 +119,9 @@ class Deploying(ModalClientBase):
         return api_pb2.ImageGetOrCreateResponse(image_id=f"im-{digest}", result=DONE, metadata=metadata)
 
     async def _volume(self, request: api_pb2.VolumeGetOrCreateRequest) -> api_pb2.VolumeGetOrCreateResponse:
+        creating = request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
+        if not creating and request.deployment_name not in self.machine.cloud.volumes:
+            raise GRPCError(Status.NOT_FOUND, f"Volume '{request.deployment_name}' not found in environment 'main'")
         volume = self.machine.cloud.volumes.setdefault(
             request.deployment_name,
             Volume(

@@ -91,6 +91,13 @@ def test_J5_the_doctor_names_what_is_missing(declared: Deployed, tmp_path: Path)
     assert not seen["hub ltx-2"][0]
 
 
+def test_the_doctor_makes_no_volume_by_looking_for_it(declared: Deployed):
+    before = {*declared.machine.cloud.volumes}
+    code, seen = findings(declared, LTX2_MODAL_MODEL="ltx-2", LTX2_MODAL_APP="elsewhere", LTX2_MODAL_GPUS="H200")
+    assert code == 1 and "not there: " in seen["weights ltx-2"][1]
+    assert {*declared.machine.cloud.volumes} == before
+
+
 @pytest.mark.parametrize(
     ("held", "there", "says"),
     [

@@ -109,7 +109,8 @@ def _secrets(deployment: Deployment) -> Iterator[Finding]:
 
 def _weights(deployment: Deployment) -> list[Finding]:
     findings: list[Finding] = []
-    volume = modal.Volume.from_name(f"{deployment.app}-weights", create_if_missing=True)
+    # Not made by looking for it.
+    volume = modal.Volume.from_name(f"{deployment.app}-weights")
     for entry in weights.parts(deployment):
         held = _names(volume, entry)
         there = weights.PIN in held
