@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,14 +19,21 @@ from ltx2.models.fast.compare import compare
 from ltx2.models.fast.decoder import decode as fast_decode
 from ltx2.models.fast.ops import PLAIN, Affine, Ops, Table, choose
 
+# The first one as it is, and others.
+VALUES = (16, 8, 32)
+
 
 def ops(lab: Lab) -> None:
-    """Every fused operation: right against its twin, and its time against the twin and the memory it moves."""
+    """Every fused operation: right against its twin, and its time against the twin and the memory it moves, by the number
+    of values of a row that a thread has."""
     fused = choose(lab.device)
     lab.attempt_line("ops check", partial(_check_ops, lab, fused))
     rows, tokens, heads, half = (2, 12, 2, 8) if lab.tiny else (2, 4992, 32, 64)
     for name, moved, work in _op_cases(lab, rows, tokens, heads, half):
-        lab.attempt_line("ops", partial(_measure_op, lab, fused, name, moved, work), op=name)
+        twin = lab.time(partial(work, PLAIN))
+        for values in VALUES if fused is not PLAIN else VALUES[:1]:
+            what: dict[str, Any] = {"op": name, "values": values}
+            lab.attempt_line("ops", partial(_measure_op, lab, fused, moved, work, twin_us=twin * 1e6, **what), **what)
 
 
 def _check_ops(lab: Lab, fused: Ops) -> None:
@@ -35,9 +42,25 @@ def _check_ops(lab: Lab, fused: Ops) -> None:
         lab.write("ops check", case=line, ok=good)
 
 
-def _measure_op(lab: Lab, fused: Ops, name: str, moved: int, work: Callable[[Ops], Any]) -> None:
-    seconds, twin = lab.time(partial(work, fused), inner=10), lab.time(partial(work, PLAIN))
-    lab.write("ops", op=name, ops=fused.name, us=seconds * 1e6, twin_us=twin * 1e6, gb_s=moved / seconds / 1e9)
+def _measure_op(lab: Lab, fused: Ops, moved: int, work: Callable[[Ops], Any], values: int, **what: Any) -> None:
+    with _values(fused, values):
+        seconds = lab.time(partial(work, fused), inner=10)
+    lab.write("ops", **what, values=values, ops=fused.name, us=seconds * 1e6, gb_s=moved / seconds / 1e9)
+
+
+@contextmanager
+def _values(fused: Ops, values: int) -> Iterator[None]:
+    """Kernels whose threads have so many values each, inside the block."""
+    if fused is PLAIN:
+        yield
+        return
+    from ltx2.models.fast import launch
+
+    before, launch.VALUES = launch.VALUES, values
+    try:
+        yield
+    finally:
+        launch.VALUES = before
 
 
 def _op_cases(lab: Lab, rows: int, tokens: int, heads: int, half: int) -> list[tuple[str, int, Callable[[Ops], Any]]]:
@@ -57,9 +80,20 @@ def _op_cases(lab: Lab, rows: int, tokens: int, heads: int, half: int) -> list[t
         ("the same to fp8", 3 * size + size // 2, lambda ops: ops.residual_norm(h, update, [affine], None, 1e-6, True)),
         ("qk norm + rope", 2 * size, lambda ops: ops.normalise_heads(packed[..., :width], weight, table, heads, 1e-6)),
         ("head gates", 2 * size, lambda ops: ops.gate_heads(h, logits)),
+        (
+            "qk norm + rope of a pair",
+            4 * size,
+            lambda ops: ops.normalise_pair(*_pair(packed), (weight, weight), table, heads, 1e-6),
+        ),
         ("gelu", 8 * size, lambda ops: ops.gelu(hidden)),
         ("gelu to fp8", 6 * size, lambda ops: ops.gelu(hidden, True)),
+        ("to fp8", size + size // 2, lambda ops: ops.quantise(h)),
     ]
+
+
+def _pair(packed: Tensor) -> tuple[Tensor, Tensor]:
+    q, k, _ = packed.chunk(3, dim=-1)
+    return q, k
 
 
 def attend(lab: Lab) -> None:
@@ -116,7 +150,7 @@ def _exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def decode(lab: Lab) -> None:
-    """The video decoder: as it is, fast, and compiled."""
+    """The video decoder: as it is, and fast, in pieces and in one."""
     for size in [TINY] if lab.tiny else [MIDDLE, LARGE]:
         lab.attempt_line("decode", partial(_decode_size, lab, size), size=size)
     lab.drop()
@@ -133,8 +167,6 @@ def _decode_size(lab: Lab, size: Size) -> None:
         f"fast, {kernels.name} ops": lambda: _joined(vae, raw, kernels),
         f"fast, {kernels.name} ops, in one piece": lambda: _joined(vae, raw, kernels, 10_000),
     }
-    if lab.device.type == "cuda" and size == MIDDLE:
-        modes["compiled"] = partial(torch.compile(vae.decoder), raw)
     reference = modes["slow"]()
     for mode, work in modes.items():
         lab.attempt_line("decode", partial(_measure_decode, lab, size, mode, work, reference), size=size, mode=mode)

@@ -13,6 +13,8 @@ from ltx2.models.fast.ops import Rows
 from ltx2.models.precision import E4M3_MAX, FP8, SMALLEST
 
 LARGEST, LEAST = tl.constexpr(E4M3_MAX), tl.constexpr(SMALLEST)
+# Values a thread has of a row: one of 4,096 is eight warps. `speed.py ops` measures others.
+VALUES = 16
 
 
 @triton.jit
@@ -38,5 +40,5 @@ def written(values: Tensor, rows: Tensor | None, plain: Tensor | None = None) ->
 
 
 def warps(width: int) -> int:
-    """Sixteen values a thread, so that a row of 4096 is 8 warps."""
-    return min(max(triton.next_power_of_2(width) // 512, 1), 16)
+    """How many warps a row gets."""
+    return min(max(triton.next_power_of_2(width) // (32 * VALUES), 1), 16)
