@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Progress:
-    """Step `step` of `steps` of a phase is done: text, stage 1, upsample, stage 2, decode, write, sound, write.
+    """Step `step` of `steps` of a phase is done: text, stage 1, upsample, stage 2, decode, sound, write.
 
     Frames are written as they come; the last step of `write` comes when the file is complete, sound and all. `skipped` of
     a stage's steps were not computed (step caching).

@@ -80,6 +80,7 @@ class StandIn:
                     yield Progress(f"stage {stage + 1}", step, self.steps)
                 time.sleep(self.seconds / self.steps / len(plan.stages))
                 yield Progress(f"stage {stage + 1}", step + 1, self.steps)
+        yield Progress("decode", 1, 1)
         yield Progress("sound", 1, 1)
         shutil.copyfile(a_video(self.folder, plan.audio), out)
         yield Progress("write", plan.frames, plan.frames)

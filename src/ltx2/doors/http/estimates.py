@@ -14,20 +14,15 @@ from ltx2.spec.cost import need
 from ltx2.spec.plan import Plan
 
 # Shares of what is no denoising; the stages have the rest, by their transformer passes and tokens.
-AROUND = {"text": 0.03, "upsample": 0.01, "decode": 0.04, "write": 0.10, "sound": 0.02}
+AROUND = {"text": 0.03, "upsample": 0.01, "decode": 0.04, "sound": 0.02, "write": 0.10}
 RECENT = 50
 
 
 def share_done(plan: Plan, progress: Mapping[str, Any] | None) -> float:
-    """From 0 to 1, how much of a Plan's work is done; grows through text, stages, decode, write and sound.
-
-    The last frames are written when the sound is there: all of `write` is all of the work.
-    """
+    """From 0 to 1, how much of a Plan's work is done; grows through text, stages, decode, sound and write."""
     if progress is None:
         return 0.0
     phase, done = str(progress["phase"]), 0.0
-    if phase == "write" and progress["step"] >= progress["steps"]:
-        return 1.0
     for name, share in _shares(plan):
         if name == phase:
             return done + share * progress["step"] / max(1, progress["steps"])
@@ -43,7 +38,7 @@ def _shares(plan: Plan) -> list[tuple[str, float]]:
         if index:
             stages.append(("upsample", AROUND["upsample"] / (len(work) - 1)))
         stages.append((f"stage {index + 1}", amount * share))
-    return [("text", AROUND["text"]), *stages, *((name, AROUND[name]) for name in ("decode", "write", "sound"))]
+    return [("text", AROUND["text"]), *stages, *((name, AROUND[name]) for name in ("decode", "sound", "write"))]
 
 
 @dataclass
