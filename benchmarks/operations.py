@@ -19,8 +19,8 @@ from ltx2.models.fast.compare import compare
 from ltx2.models.fast.decoder import decode as fast_decode
 from ltx2.models.fast.ops import PLAIN, Affine, Ops, Table, choose
 
-# The first one as it is, and others.
-VALUES = (16, 8, 32)
+# As it is, and others.
+VALUES = (None, 8, 16, 32)
 
 
 def ops(lab: Lab) -> None:
@@ -42,25 +42,26 @@ def _check_ops(lab: Lab, fused: Ops) -> None:
         lab.write("ops check", case=line, ok=good)
 
 
-def _measure_op(lab: Lab, fused: Ops, moved: int, work: Callable[[Ops], Any], values: int, **what: Any) -> None:
+def _measure_op(lab: Lab, fused: Ops, moved: int, work: Callable[[Ops], Any], values: int | None, **what: Any) -> None:
     with _values(fused, values):
         seconds = lab.time(partial(work, fused), inner=10)
     lab.write("ops", **what, values=values, ops=fused.name, us=seconds * 1e6, gb_s=moved / seconds / 1e9)
 
 
 @contextmanager
-def _values(fused: Ops, values: int) -> Iterator[None]:
+def _values(fused: Ops, values: int | None) -> Iterator[None]:
     """Kernels whose threads have so many values each, inside the block."""
-    if fused is PLAIN:
+    if fused is PLAIN or values is None:
         yield
         return
     from ltx2.models.fast import launch
 
-    before, launch.VALUES = launch.VALUES, values
+    before = launch.VALUES, launch.ROWS_VALUES
+    launch.VALUES = launch.ROWS_VALUES = values
     try:
         yield
     finally:
-        launch.VALUES = before
+        launch.VALUES, launch.ROWS_VALUES = before
 
 
 def _op_cases(lab: Lab, rows: int, tokens: int, heads: int, half: int) -> list[tuple[str, int, Callable[[Ops], Any]]]:

@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ltx2.models.fast import head_kernels, kernels
+from ltx2.models.fast import head_kernels, kernels, launch
 
 HOPPER = GPUTarget("cuda", 90, 32)
 # Sizes and strides that the launches pass; those of rows are multiples of 16.
@@ -51,7 +51,7 @@ def main() -> None:
                     "READS_0": 2 * fp8,
                     "READS_1": int(fp8),
                 },
-                8,
+                launch.warps(4096, rows=fp8),
                 fp8,
             )
         gates = {"HEADS": 32, "WIDTH": 128, "BLOCK_HEADS": 32, "BLOCK_WIDTH": 128, "QUANTISE": fp8}
@@ -94,6 +94,8 @@ def show(kernel: Any, constants: dict[str, Any], warps: int, fp8: bool) -> None:
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
     made = triton.compile(source, target=HOPPER, options={"num_warps": warps})
     assert made.asm["cubin"]
+    # Sums go through it; whole rows on their way from one thread to another would, too.
+    assert made.metadata.shared < 1024, (kernel.__name__, constants, made.metadata.shared)
     wide = any(
         f"st.global.v{n}" in made.asm["ptx"].replace(".b32", "") or f".v{n}.b32" in made.asm["ptx"] for n in (4, 2)
     )
