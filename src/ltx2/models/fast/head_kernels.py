@@ -24,14 +24,19 @@ TOKENS = 16
 
 
 @triton.jit
+def _halves(x, offset, mask, HALF: tl.constexpr):
+    """The first and the second half of every head of one token, whose row begins at `x`, in float32."""
+    first = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
+    return first, tl.load(x + offset + HALF, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _normalise(
-    x, weight, out, scales, offset, head, mask, c, s, eps,
+    first, second, weight, out, scales, offset, head, mask, c, s, eps,
     DIM: tl.constexpr, HALF: tl.constexpr, ROTATES: tl.constexpr, QUANTISE: tl.constexpr,
 ):  # fmt: skip
-    """One token's row from `x` to `out`, both at their beginnings."""
-    first = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(x + offset + HALF, mask=mask, other=0.0).to(tl.float32)
-    factor = tl.rsqrt((tl.sum(first * first) + tl.sum(second * second)) / DIM + eps)
+    """One token's halves into the row that begins at `out`."""
+    factor = tl.rsqrt(tl.sum(first * first + second * second) / DIM + eps)
     first *= factor * tl.load(weight + offset, mask=mask, other=0.0).to(tl.float32)
     second *= factor * tl.load(weight + offset + HALF, mask=mask, other=0.0).to(tl.float32)
     if ROTATES:
@@ -60,6 +65,10 @@ def _normalise_heads(
     column = tl.arange(0, BLOCK_HALF)[None, :]
     mask = (head < DIM // (2 * HALF)) & (column < HALF)
     offset = head * (2 * HALF) + column
+    # All that is read is asked for before the first sum is waited for.
+    first_0, second_0 = _halves(x_0 + batch * batch_0 + token * token_0, offset, mask, HALF)
+    if PAIR:
+        first_1, second_1 = _halves(x_1 + batch * batch_1 + token * token_1, offset, mask, HALF)
     if ROTATES:
         at = token * (DIM // 2) + head * HALF + column
         c = tl.load(cos + at, mask=mask, other=0.0)
@@ -68,13 +77,13 @@ def _normalise_heads(
         c = 1.0
         s = 0.0
     _normalise(
-        x_0 + batch * batch_0 + token * token_0, weight_0, out_0 + batch * out_batch_0 + token * out_token_0, scales_0,
+        first_0, second_0, weight_0, out_0 + batch * out_batch_0 + token * out_token_0, scales_0,
         offset, head, mask, c, s, eps, DIM, HALF, ROTATES, QUANTISE,
     )  # fmt: skip
     if PAIR:
         _normalise(
-            x_1 + batch * batch_1 + token * token_1, weight_1, out_1 + batch * out_batch_1 + token * out_token_1,
-            scales_1, offset, head, mask, c, s, eps, DIM, HALF, ROTATES, QUANTISE,
+            first_1, second_1, weight_1, out_1 + batch * out_batch_1 + token * out_token_1, scales_1,
+            offset, head, mask, c, s, eps, DIM, HALF, ROTATES, QUANTISE,
         )  # fmt: skip
 
 
