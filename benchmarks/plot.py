@@ -1,6 +1,8 @@
 """The lines of `speed.py growth` as a picture: seconds, TFLOP/s and memory of one forward over the video's tokens.
 
-python benchmarks/plot.py RESULTS.jsonl growth.png
+    python benchmarks/plot.py RESULTS.jsonl growth.png
+
+Lines of other parts are passed over, and so are those of measurements that failed.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ for a piece, and whoever takes the pieces can work on one while the next is made
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,10 +75,7 @@ def decode(vae: nn.Module, latent: Tensor, ops: Ops, piece: int | None = None) -
     last.append(_Convolution(decoder.conv_out, ops, causal, decoder.norm_out.eps))
     x = latent.movedim(1, -1).contiguous()
     (x,) = _through(before, x, True, x.shape[1])
-    faster = 1
-    for block in decoder.up_blocks[-STREAMED:]:
-        for upsampler in block.upsamplers or ():
-            faster *= upsampler.stride[0]
+    faster = math.prod(layer.faster for layer in last if isinstance(layer, _Upsample))
     if piece is None:
         height, width = (32 * side for side in latent.shape[3:])
         piece = max(PIECE_FRAMES, PIECE_PIXELS // (height * width))
