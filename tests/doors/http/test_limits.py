@@ -90,15 +90,16 @@ def test_A1_the_body_of_a_stranger_is_not_read(place: Studio) -> None:
 
 def test_A3_heads_that_are_too_large_or_strange(place: Studio) -> None:
     with served(place) as address:
-        for value, status in (
-            (b"x" * 65_536, 431),
-            (b"x" * 200_000, 400),
-            ("Bearer tökén".encode(), 401),
-            (b"a\0b", 400),
+        # The parser gives up on what is too large and not whole yet (400); what is there at once, the service refuses (431).
+        for value, statuses in (
+            (b"x" * 65_536, {b"431"}),
+            (b"x" * 200_000, {b"400", b"431"}),
+            ("Bearer tökén".encode(), {b"401"}),
+            (b"a\0b", {b"400"}),
         ):
             with opened(address) as client:
                 client.sendall(b"GET /v1/videos HTTP/1.1\r\nHost: localhost\r\nAuthorization: " + value + b"\r\n\r\n")
-                assert client.recv(64).split()[1] == str(status).encode(), value[:10]
+                assert client.recv(64).split()[1] in statuses, value[:10]
         twice = [("Authorization", "Bearer ann"), ("Authorization", "Bearer bob")]
         assert httpx.get(f"{address}/v1/videos", headers=twice).status_code == 401
         both = [("Authorization", "Bearer ann"), ("x-api-key", "ann")]
