@@ -68,7 +68,7 @@ def switched(device: torch.device, transformer: Any) -> Made:
         "q and k in two kernels": lambda: Form(Stage(twin(replace(ops, normalise_pair=_two_kernels(ops))))),
         "one lane": lambda: Form(Stage(twin(lanes=ONE))),
     }
-    if attention.takes_flash_3(device, torch.bfloat16, attention.FA3_TOKENS):
+    if attention.takes_flash_3(device, torch.bfloat16, attention.FA3_TOKENS, attention.FA3_KEYS):
         made["no fa3"] = lambda: Form(Stage(twin()), _without_flash_3)
     # Elsewhere than on a GPU it is only rehearsed, with plain operations.
     if device.type != "cuda" or not attention.no_fp8_attention(device):

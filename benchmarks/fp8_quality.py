@@ -1,12 +1,12 @@
 """What fp8 changes in the embedded model's videos: the judge's shares, and how far the latents move from step to step.
 
-    python benchmarks/fp8_quality.py RESULTS.jsonl [--prompts 90] [--preset distilled-two-stage] [--activations]
+    python benchmarks/fp8_quality.py RESULTS.jsonl [--prompts 90] [--part 1/3] [--preset distilled-two-stage] [--activations]
 
 Every held-out prompt is made twice with one seed: plainly (bf16) and with the transformer in fp8. On a GPU its fp8 units
 round the activations, too; a CPU dequantises the weights, unless `--activations` asks it for the same rounding (and for
 the plain path). A line of JSON for every prompt as it is made: what the judge found wrong, and the relative distance of the
 latents that enter the last step; in the end one for every step: the median and the largest distance; and a last line with
-both judgements.
+both judgements. Parts are for processes side by side: most of a prompt's time is the CPU's.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Make the videos, print what moved."""
     parser = arguments(__doc__)
     parser.add_argument("--prompts", type=int, default=90)
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="N/OF", help="only every OF-th of the prompts")
     parser.add_argument("--preset", default="distilled-two-stage")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--activations", action="store_true", help="round activations on a CPU, as a GPU does")
@@ -103,7 +104,8 @@ def _walk(values: argparse.Namespace, common: dict[str, Any], tally: Tally) -> N
     card = replace(engines["bf16"].models.card, preset=values.preset)
     prompts = held_out_prompts()
     count = min(values.prompts, len(prompts))
-    for number in range(count):
+    part, parts = values.part
+    for number in range(part - 1, count, parts):
         prompt = prompts[number * len(prompts) // count]
         line = {**common, "prompt": prompt.text, "seed": number}
         plan = resolve(request(prompt=prompt.text, seed=number), card)
@@ -120,6 +122,13 @@ def _walk(values: argparse.Namespace, common: dict[str, Any], tally: Tally) -> N
         tally.add(clips, moved)
         wrong = {name: [what for what, right in clip.score.items() if not right] for name, clip in clips.items()}
         append(values.results, line | {"wrong": wrong, "last_video": moved[-1][0], "last_audio": moved[-1][1]})
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text} is no part, 1/3 is")
+    return int(part), int(parts)
 
 
 def _engines(values: argparse.Namespace) -> dict[str, Engine]:

@@ -25,8 +25,8 @@ from ltx2.spec.errors import RefusedRequest
 log = logging.getLogger(__name__)
 
 # Under sustained load on one H200, TFLOP/s of fa3-fwd against cuDNN: 640 against 590 at 4,992 tokens, 680 against 601 at
-# 24,576; at 1,248 cuDNN needs a tenth less time.
-FA3_TOKENS = 4_096
+# 24,576; at 1,248 cuDNN needs a tenth less time. 4,992 queries to the 1,024 tokens of a text: 615 against 586.
+FA3_TOKENS, FA3_KEYS = 4_096, 1_024
 # From here on self-attention of the video is in fp8, where that is asked for: 860 and 901 TFLOP/s at the same sizes.
 FP8_TOKENS = 4_096
 # What FlashAttention 3 moves at once, and so of fp8 the number of channels of which a head must be a multiple.
@@ -43,7 +43,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
     No mask: every token is real. Rows may be strided, as parts of a wider projection are.
     """
-    flash = flash_3() if takes_flash_3(q.device, q.dtype, min(q.shape[1], k.shape[1])) else None
+    flash = flash_3() if takes_flash_3(q.device, q.dtype, q.shape[1], k.shape[1]) else None
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in (q, k, v))
     if flash is not None:
         return flash(*(_aligned(part) for part in (q, k, v))).flatten(2)
@@ -118,7 +118,7 @@ def backend(device: torch.device, dtype: torch.dtype, tokens: int, fp8: bool = F
     """The name of what self-attention over `tokens` runs on, for reports."""
     if fp8 and tokens >= FP8_TOKENS:
         return "fa3-fwd in fp8" if device.type == "cuda" else "plain fp8"
-    if takes_flash_3(device, dtype, tokens):
+    if takes_flash_3(device, dtype, tokens, tokens):
         return "fa3-fwd"
     return "torch, cuDNN first" if device.type == "cuda" else "torch"
 
@@ -133,9 +133,9 @@ def preferring(device: torch.device, order: list[SDPBackend] | None = None) -> I
         yield
 
 
-def takes_flash_3(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
-    """Whether FlashAttention 3 is there (its wheel is `fa3-fwd`), and the sequence long enough to gain by it."""
-    if device.type != "cuda" or dtype != torch.bfloat16 or tokens < FA3_TOKENS:
+def takes_flash_3(device: torch.device, dtype: torch.dtype, queries: int, keys: int) -> bool:
+    """Whether FlashAttention 3 is there (its wheel is `fa3-fwd`), and both sequences long enough to gain by it."""
+    if device.type != "cuda" or dtype != torch.bfloat16 or queries < FA3_TOKENS or keys < FA3_KEYS:
         return False
     return torch.cuda.get_device_capability(device)[0] == HOPPER and flash_3() is not None
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ltx2.models.fast.ops import PLAIN, Affine, Heads, Ops, Reads, Rows, Table, norm_scales
 
-# Largest differences, relative to the largest value: one rounding of the type, for quantised rows one of e4m3.
-TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
+# Largest differences, relative to the value itself and to the largest one: sums in another order, and in bfloat16 the one
+# step by which a value then rounds to the other side. For quantised rows it is a step of e4m3.
+TOLERANCES = {torch.float32: (0.0, 2e-6), torch.bfloat16: (2**-7, 2**-9)}
 E4M3_STEP = 2**-3
 # Operations whose plain form rounds in between, so that one rounding can be expected of its float32 form only.
 ROUNDED_ONCE = ("linear_gelu",)
@@ -103,8 +104,8 @@ def _distance(ours: Tensor | Rows, theirs: Tensor | Rows) -> float:
         worst = max(float(difference.max()), flipped / 0.02)
     else:
         assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
-        allowed = TOLERANCES[ours.dtype] * float(theirs.float().abs().max())
-        worst = float((ours.float() - theirs.float()).abs().max()) / allowed
+        (own, largest), size = TOLERANCES[ours.dtype], theirs.float().abs()
+        worst = float(((ours.float() - theirs.float()).abs() / (own * size + largest * size.max())).max())
     return worst if worst == worst else float("inf")
 
 
