@@ -11,11 +11,11 @@ import torch
 
 from ltx2.models.small import small
 from ltx2.pipeline import decode
-from ltx2.pipeline.decode import decode_audio, decode_video, to_host
+from ltx2.pipeline.decode import audible, decode_audio, decode_video, to_host
 from ltx2.spec.errors import InvalidOutput
 
 
-def test_the_next_chunk_is_asked_for_before_the_last_one_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_chunks_are_asked_for_before_one_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a GPU that is played: what leaves it only says when it was begun, and when it had to have arrived."""
     told: list[str] = []
 
@@ -33,9 +33,10 @@ def test_the_next_chunk_is_asked_for_before_the_last_one_is_handed_over(monkeypa
             return self.number
 
     monkeypatch.setattr(decode, "_Leaving", Leaving)
-    chunks = (SimpleNamespace(number=number, device=torch.device("cuda", 0)) for number in range(3))
-    assert list(to_host(chunks)) == [0, 1, 2]  # pyright: ignore[reportArgumentType]
-    assert told == ["begin 0", "begin 1", "arrived 0", "begin 2", "arrived 1", "arrived 2"]
+    chunks = (SimpleNamespace(number=number, device=torch.device("cuda", 0)) for number in range(4))
+    assert list(to_host(chunks, ahead=2)) == [0, 1, 2, 3]  # pyright: ignore[reportArgumentType]
+    first, rest = ["begin 0", "begin 1", "begin 2", "arrived 0"], ["begin 3", "arrived 1", "arrived 2", "arrived 3"]
+    assert told == first + rest
 
 
 def test_on_a_cpu_no_chunk_waits_for_the_next_one() -> None:
@@ -76,4 +77,4 @@ def test_a_value_that_is_not_finite_is_an_error(part: str) -> None:
         if part == "vae":
             list(decode_video(models, torch.zeros(1, shape.latent_channels, 3, 2, 2)))
         else:
-            decode_audio(models, torch.zeros(1, 9, shape.audio_channels * shape.audio_bins))
+            audible(decode_audio(models, torch.zeros(1, 9, shape.audio_channels * shape.audio_bins)))

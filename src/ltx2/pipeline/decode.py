@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ltx2.models.components import Models
 
 CHUNK = 16
+# Chunks on their way from a GPU: more than one piece of the decoder gives, so that the next piece is under way already.
+AHEAD = 3
 TILE, OVERLAP = 10, 3
 
 
@@ -49,21 +52,21 @@ def _to_bytes(piece: Tensor) -> Tensor:
     return piece.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def to_host(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The same chunks on the CPU, in order. From a GPU each is handed over once the next one has been asked for.
+def to_host(chunks: Iterable[Tensor], ahead: int = AHEAD) -> Iterator[Tensor]:
+    """The same chunks on the CPU, in order. From a GPU each is handed over once `ahead` more have been asked for.
 
-    So the GPU has the next one to work on while this one is waited for and used.
+    So the GPU has those to work on while this one is waited for and used.
     """
-    leaving: _Leaving | None = None
+    leaving: deque[_Leaving] = deque()
     for chunk in chunks:
         if chunk.device.type != "cuda":
             yield chunk
             continue
-        before, leaving = leaving, _Leaving.begin(chunk)
-        if before is not None:
-            yield before.arrived()
-    if leaving is not None:
-        yield leaving.arrived()
+        leaving.append(_Leaving.begin(chunk))
+        if len(leaving) > ahead:
+            yield leaving.popleft().arrived()
+    while leaving:
+        yield leaving.popleft().arrived()
 
 
 @dataclass
@@ -121,16 +124,18 @@ def _tiles(vae: Any, raw: Tensor) -> Iterator[Tensor]:
 
 @torch.inference_mode()
 def decode_audio(models: Models, tokens: Tensor) -> Tensor:
-    """Waveform [2, S] float32 on the CPU in -1..1 from normalised audio tokens [1, T, C*bins].
-
-    Its sampling rate is the card's `output_sampling_rate`. Raises InvalidOutput when a value is not finite.
-    """
+    """Waveform [2, S] float32 on its device, as the vocoder gives it (see `audible`), from normalised audio tokens
+    [1, T, C*bins]. Its sampling rate is the card's `output_sampling_rate`."""
     with models.use("audio_vae") as audio_vae:
         mean, std = audio_vae.latents_mean.float(), audio_vae.latents_std.float()
         raw = (tokens.float() * std + mean).to(audio_vae.dtype)
         mel = audio_vae.decode(audio_from_tokens(raw, models.card.shape.audio_channels), return_dict=False)[0]
     with models.use("vocoder") as vocoder:
-        waveform = vocoder(mel.to(vocoder.dtype))[0].float()
+        return vocoder(mel.to(vocoder.dtype))[0].float()
+
+
+def audible(waveform: Tensor) -> Tensor:
+    """The waveform in -1..1. Raises InvalidOutput when a value is not finite; so it is meant for one that is on the CPU."""
     if not torch.isfinite(waveform).all():
         raise InvalidOutput("the decoded sound has values that are not finite")
-    return waveform.clamp(-1, 1).cpu()
+    return waveform.clamp(-1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ltx2.models.fast import lossy_paths, passes
 from ltx2.pipeline.colour import yuv420
 from ltx2.pipeline.condition import first_frame
-from ltx2.pipeline.decode import decode_audio, decode_video, to_host
+from ltx2.pipeline.decode import audible, decode_audio, decode_video, to_host
 from ltx2.pipeline.denoise import Scene, denoise
 from ltx2.pipeline.latents import (
     audio_positions,
@@ -162,17 +163,27 @@ def _single_frames(tokens: int, first: int, models: Models) -> Tensor:
 def _write(
     models: Models, plan: Plan, out: Path, parts: tuple[Iterator[Tensor], Tensor], skipped: int
 ) -> Generator[Progress, None, None]:
-    """Write chunks of frames as they come; the sound of audio tokens is made after the first, and encoded beside them."""
-    pictures, sound = parts
+    """Write chunks of frames as they come, and the sound of audio tokens, which is made after the first."""
+    pictures, tokens = parts
+    sound = partial(decode_audio, models, tokens) if plan.audio else None
     lossy = lossy_paths(models.networks["transformer"], plan, models.fast_passes and models.attention == "fp8")
     with writing(plan, out, models.card.output_sampling_rate if plan.audio else None, skipped, lossy) as muxer:
-        for frames in to_host(map(yuv420, pictures)):
-            if first := muxer.count == 0:
-                yield Progress("decode", 1, 1)
-            muxer.frames(frames.numpy())
-            if first and plan.audio:
-                muxer.sound(decode_audio(models, sound).numpy())
+        for part in to_host(_with_sound(map(yuv420, pictures), sound)):
+            if part.ndim == 2:
+                muxer.sound(audible(part).numpy())
                 yield Progress("sound", 1, 1)
+                continue
+            if muxer.count == 0:
+                yield Progress("decode", 1, 1)
+            muxer.frames(part.numpy())
             if muxer.count < plan.frames:
                 yield Progress("write", muxer.count, plan.frames)
     yield Progress("write", plan.frames, plan.frames)
+
+
+def _with_sound(pictures: Iterator[Tensor], sound: Callable[[], Tensor] | None) -> Iterator[Tensor]:
+    """Chunks of frames [f, 3H/2, W], and after the first one the waveform [2, S]: nobody waits for it by itself."""
+    for number, frames in enumerate(pictures):
+        yield frames
+        if number == 0 and sound is not None:
+            yield sound()
