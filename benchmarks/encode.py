@@ -29,7 +29,8 @@ from torch import Tensor
 from ltx2.doors.moving import moving
 from ltx2.pipeline import mux
 from ltx2.pipeline.colour import yuv420
-from ltx2.pipeline.decode import CHUNK, to_host
+from ltx2.pipeline.decode import CHUNK
+from ltx2.pipeline.transfer import to_host
 from ltx2.spec.card import Card
 from ltx2.spec.plan import Plan, resolve
 from ltx2.spec.request import request
@@ -64,7 +65,8 @@ def _encode(lab: Lab, plan: Plan, host: list[np.ndarray], **what: Any) -> None:
 
 
 def _planes(frames: Tensor) -> list[np.ndarray]:
-    return [chunk.numpy() for chunk in to_host(map(yuv420, frames.split(CHUNK)))]
+    leaving = [to_host(yuv420(chunk)) for chunk in frames.split(CHUNK)]
+    return [chunk.arrived().numpy() for chunk in leaving]
 
 
 def _write(plan: Plan, chunks: list[np.ndarray]) -> tuple[float, float, int, str]:

@@ -218,8 +218,8 @@ def _write(engine: Engine, plan: Plan, answer: Any) -> None:
     import torch
 
     from ltx2.pipeline.colour import yuv420
-    from ltx2.pipeline.decode import to_host
     from ltx2.pipeline.mux import writing
+    from ltx2.pipeline.transfer import to_host
 
     pixels = torch.as_tensor((answer.video[0] * 255).round().clip(0, 255).astype("uint8"))
     with (
@@ -227,8 +227,7 @@ def _write(engine: Engine, plan: Plan, answer: Any) -> None:
         writing(plan, Path(folder) / "bench.mp4", engine.models.card.output_sampling_rate) as muxer,
     ):
         muxer.sound(answer.audio[0].float().cpu().numpy())
-        for planes in to_host([yuv420(engine.retouch(pixels.to(engine.models.device)))]):
-            muxer.frames(planes.numpy())
+        muxer.frames(to_host(yuv420(engine.retouch(pixels.to(engine.models.device)))))
 
 
 def _table(report: dict[str, Any], choice: Choice) -> None:

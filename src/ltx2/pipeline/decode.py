@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +17,6 @@ if TYPE_CHECKING:
     from ltx2.models.components import Models
 
 CHUNK = 16
-# Chunks on their way from a GPU: more than one piece of the decoder gives, so that the next piece is under way already.
-AHEAD = 3
 TILE, OVERLAP = 10, 3
 
 
@@ -50,50 +45,6 @@ def decode_video(models: Models, latent: Tensor, tiled: bool = False) -> Generat
 
 def _to_bytes(piece: Tensor) -> Tensor:
     return piece.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def to_host(chunks: Iterable[Tensor], ahead: int = AHEAD) -> Iterator[Tensor]:
-    """The same chunks on the CPU, in order. From a GPU each is handed over once `ahead` more have been asked for.
-
-    So the GPU has those to work on while this one is waited for and used.
-    """
-    leaving: deque[_Leaving] = deque()
-    for chunk in chunks:
-        if chunk.device.type != "cuda":
-            yield chunk
-            continue
-        leaving.append(_Leaving.begin(chunk))
-        if len(leaving) > ahead:
-            yield leaving.popleft().arrived()
-    while leaving:
-        yield leaving.popleft().arrived()
-
-
-@dataclass
-class _Leaving:
-    """A tensor on its way from a GPU through pinned memory, ten times as fast as without, beside the GPU's work."""
-
-    host: Tensor
-    event: Any
-
-    @classmethod
-    def begin(cls, source: Tensor) -> _Leaving:
-        stream, host = _copies(source.device), torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-        stream.wait_stream(torch.cuda.current_stream(source.device))
-        with torch.cuda.stream(stream):
-            host.copy_(source, non_blocking=True)
-        # Dropped before it has arrived, as by a cancelled video, its memory goes to others, but not before the copy.
-        source.record_stream(stream)
-        return cls(host, stream.record_event())
-
-    def arrived(self) -> Tensor:
-        self.event.synchronize()
-        return self.host
-
-
-@cache
-def _copies(device: torch.device) -> Any:
-    return torch.cuda.Stream(device)
 
 
 def _plainly(vae: Any, raw: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from ltx2.models.fast import lossy_paths, passes
 from ltx2.pipeline.colour import yuv420
 from ltx2.pipeline.condition import first_frame
-from ltx2.pipeline.decode import audible, decode_audio, decode_video, to_host
+from ltx2.pipeline.decode import audible, decode_audio, decode_video
 from ltx2.pipeline.denoise import Scene, denoise
 from ltx2.pipeline.latents import (
     audio_positions,
@@ -26,6 +25,7 @@ from ltx2.pipeline.latents import (
 from ltx2.pipeline.mux import writing
 from ltx2.pipeline.sampling import Latents, Noise, normalised
 from ltx2.pipeline.text import Context, embed
+from ltx2.pipeline.transfer import to_host
 from ltx2.pipeline.upsample import upsample
 from ltx2.spec.events import Progress
 from ltx2.spec.plan import Plan, Stage
@@ -163,27 +163,21 @@ def _single_frames(tokens: int, first: int, models: Models) -> Tensor:
 def _write(
     models: Models, plan: Plan, out: Path, parts: tuple[Iterator[Tensor], Tensor], skipped: int
 ) -> Generator[Progress, None, None]:
-    """Write chunks of frames as they come, and the sound of audio tokens, which is made after the first."""
-    pictures, tokens = parts
-    sound = partial(decode_audio, models, tokens) if plan.audio else None
+    """Write chunks of frames as they come, and the sound of audio tokens, which is made after the first.
+
+    Nothing here waits for a GPU: the encoders' threads wait for what they encode, and the GPU has all its work at once.
+    """
+    pictures, sound = parts
     lossy = lossy_paths(models.networks["transformer"], plan, models.fast_passes and models.attention == "fp8")
     with writing(plan, out, models.card.output_sampling_rate if plan.audio else None, skipped, lossy) as muxer:
-        for part in to_host(_with_sound(map(yuv420, pictures), sound)):
-            if part.ndim == 2:
-                muxer.sound(audible(part).numpy())
-                yield Progress("sound", 1, 1)
-                continue
-            if muxer.count == 0:
+        for planes in map(yuv420, pictures):
+            first = muxer.count == 0
+            muxer.frames(to_host(planes))
+            if first:
                 yield Progress("decode", 1, 1)
-            muxer.frames(part.numpy())
+            if first and plan.audio:
+                muxer.sound(to_host(decode_audio(models, sound), audible))
+                yield Progress("sound", 1, 1)
             if muxer.count < plan.frames:
                 yield Progress("write", muxer.count, plan.frames)
     yield Progress("write", plan.frames, plan.frames)
-
-
-def _with_sound(pictures: Iterator[Tensor], sound: Callable[[], Tensor] | None) -> Iterator[Tensor]:
-    """Chunks of frames [f, 3H/2, W], and after the first one the waveform [2, S]: nobody waits for it by itself."""
-    for number, frames in enumerate(pictures):
-        yield frames
-        if number == 0 and sound is not None:
-            yield sound()

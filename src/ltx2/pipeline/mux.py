@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 
 from ltx2 import __version__
 from ltx2.pipeline.colour import yuv420
+from ltx2.pipeline.transfer import Arriving
 from ltx2.spec.errors import GenerationFailed, RefusedRequest
 from ltx2.spec.plan import Plan
 
@@ -35,10 +36,10 @@ BT709, LIMITED = 1, 1
 class Muxer:
     """Writes H.264 (yuv420p, bt709) and AAC into one mp4 with its index in front.
 
-    `frames` takes uint8 arrays [f, 3H/2, W], as `yuv420` makes them, or RGB [f, H, W, 3]; `sound` the whole waveform
+    `frames` takes uint8 values [f, 3H/2, W], as `yuv420` makes them, or RGB [f, H, W, 3]; `sound` the whole waveform
     [2, S], which is cut or padded with silence to the length of the picture. Both return at once, in any order: picture
-    and sound are encoded by a thread each, so that decoding goes on meanwhile. What goes wrong there is raised by the
-    next call.
+    and sound are encoded by a thread each, which also waits for what is still arriving, so that decoding goes on
+    meanwhile. What goes wrong there is raised by the next call.
     """
 
     def __init__(self, container: Any, plan: Plan, sampling_rate: int | None):
@@ -67,13 +68,13 @@ class Muxer:
         # Before the first frame comes, so that its threads do not begin only then.
         self._picture.put(context.open)
 
-    def frames(self, pixels: np.ndarray) -> None:
+    def frames(self, pixels: np.ndarray | Arriving) -> None:
         begin, self.count = self.count, self.count + len(pixels)
-        self._picture.put(lambda: self._encode(pixels, begin))
+        self._picture.put(lambda: self._encode(_there(pixels), begin))
 
-    def sound(self, waveform: np.ndarray) -> None:
+    def sound(self, waveform: np.ndarray | Arriving) -> None:
         if self.audio is not None and self.sampling_rate is not None:
-            self._sound.put(lambda: self._encode_sound(waveform))
+            self._sound.put(lambda: self._encode_sound(_there(waveform)))
 
     def finish(self) -> None:
         """Wait until everything is encoded, and put it into the container."""
@@ -182,6 +183,10 @@ def writing(
         raise GenerationFailed(f"{out.name} could not be written: {error.strerror or type(error).__name__}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _there(values: np.ndarray | Arriving) -> np.ndarray:
+    return values.arrived().numpy() if isinstance(values, Arriving) else values
 
 
 def _options() -> dict[str, str]:
