@@ -44,9 +44,9 @@ class Row:
 
 
 ROWS = {
-    "two-stage": Row(("distilled-two-stage",), (768, 512, 97), 1.7, 1.3),
+    "two-stage": Row(("distilled-two-stage",), (768, 512, 97), 1.7, 1.3, against=3),
     "classic": Row(("classic", "--steps", "40"), (768, 512, 97), 20, 14, against=1, warm_up_steps=3),
-    "large": Row(("distilled-two-stage",), (1536, 1024, 121), 9, 7),
+    "large": Row(("distilled-two-stage",), (1536, 1024, 121), 9, 7, against=1),
     "distilled": Row(("distilled",), (768, 512, 97), against=3),
     "dev": Row(("dev", "--steps", "30"), (768, 512, 121), 41, model="ltx-2.3", against=1, warm_up_steps=3),
 }

@@ -105,13 +105,20 @@ def test_a_row_that_fails_gives_its_models_back(
     assert given == [
         ("distilled-two-stage", 0, False),
         ("classic", 1, False),
+        ("distilled-two-stage", 1, True),
         ("classic", 1, True),
         ("classic", 2, False),
     ]
     rows = [line for line in lines() if "row" in line]
-    assert [row["row"] for row in rows] == ["two-stage", "classic", "classic-diffusers", "classic-fp8"]
+    assert [row["row"] for row in rows] == [
+        "two-stage",
+        "classic",
+        "two-stage-diffusers",
+        "classic-diffusers",
+        "classic-fp8",
+    ]
     assert rows[0]["error"] == "RuntimeError: CUDA error"
-    assert rows[2]["ratio"] == 2.0
+    assert rows[2]["ratio"] == rows[3]["ratio"] == 2.0
 
 
 def test_a_load_that_fails_does_not_stop_the_next_form(

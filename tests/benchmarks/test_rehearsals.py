@@ -28,7 +28,8 @@ def test_h200(script: Script, results: Path, lines: Lines) -> None:
     script("h200").main([str(results), "two-stage", "classic-fp8", "distilled", "--tiny", "--repeats", "1"])
     check(lines())
     rows = {line["row"]: line for line in lines() if "row" in line}
-    assert [*rows] == ["two-stage", "distilled", "distilled-diffusers", "classic-fp8"]
+    assert [*rows] == ["two-stage", "distilled", "two-stage-diffusers", "distilled-diffusers", "classic-fp8"]
+    assert rows["two-stage-diffusers"]["against"]["passes"] == rows["two-stage"]["passes"]
     assert rows["distilled-diffusers"]["against"]["passes"] == rows["distilled"]["passes"]
 
 

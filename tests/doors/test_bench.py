@@ -43,6 +43,12 @@ def test_against_diffusers_at_the_same_passes(checkpoint: Path, capsys: pytest.C
     assert against["ratio"] == pytest.approx(against["total"] / report["warm"]["total"])
 
 
+def test_two_stages_against_diffusers(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", str(checkpoint), "--kind", "distilled", "--preset", "distilled-two-stage", "--repeats", "1"]
+    report = report_of([*words, "--against", "diffusers", "--against-repeats", "1", "--warm-up-steps", "1"], capsys)
+    assert report["against"]["passes"] == report["passes"] == 11
+
+
 def test_every_run_has_its_own_prompt_and_seed(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,7 +143,7 @@ REFUSED = [
     (["bench", "--repeats", "many"], "--help", None),
     (["bench", "--repeats", "0"], "1 works", "repeats"),
     (["bench", "--quality", *BIG], "embedded", "quality"),
-    (["bench", "--against", "diffusers", "--preset", "distilled-two-stage", *BIG], "classic, dev", "against"),
+    (["bench", "--against", "diffusers", "--preset", "two-stage", *BIG], "classic, dev", "against"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The one place that runs Diffusers' own `LTX2Pipeline`: as the truth in tests and as the other side in `bench`.
+"""The one place that runs Diffusers' own pipelines: as the truth in tests and as the other side in `bench`.
 
 Every knob is passed, because its defaults differ between releases and switch guidance on for distilled models.
 """
@@ -6,11 +6,11 @@ Every knob is passed, because its defaults differ between releases and switch gu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, LTX2LatentUpsamplePipeline, LTX2Pipeline
 from torch import Tensor, nn
 
 from ltx2.models.components import Models
@@ -88,8 +88,47 @@ def pipeline(models: Models) -> LTX2Pipeline:
 
 
 @torch.inference_mode()
-def run(models: Models, ask: Ask, *, decode: bool = False) -> Answer:
-    """Run `LTX2Pipeline` once and return latents, or pictures and sound with `decode`. The networks must be resident."""
+def run_stages(models: Models, asks: Sequence[Ask], *, decode: bool = False) -> Answer:
+    """As `run`, one ask after the other: each has twice the width and height of the one before and begins with its latents,
+    noised to its own first sigma. The text, that of the first, is embedded once."""
+    answer, states, passes = None, list[tuple[Tensor, Tensor]](), 0
+    text = _embedded(models, asks[0]) if len(asks) > 1 else {}
+    for number, ask in enumerate(asks, 1):
+        before = None if answer is None else replace(answer, video=_upsampled(models, answer.video))
+        answer = run(models, ask, decode=decode and number == len(asks), text=text, before=before)
+        states, passes = states + answer.states, passes + answer.passes
+    assert answer is not None, "there is at least one ask"
+    return replace(answer, states=states, passes=passes)
+
+
+def _embedded(models: Models, ask: Ask) -> dict[str, Any]:
+    """What `LTX2Pipeline` takes in place of the prompts."""
+    found = pipeline(models).encode_prompt(
+        ask.prompt,
+        ask.negative_prompt,
+        ask.video.cfg > 1 or ask.audio.cfg > 1,
+        max_sequence_length=models.card.text_tokens,
+    )
+    names = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
+    return {**dict(zip(names, found, strict=True)), "prompt": None, "negative_prompt": None}
+
+
+def _upsampled(models: Models, video: Tensor) -> Tensor:
+    network: dict[str, Any] = dict(models.networks)
+    upsampler = LTX2LatentUpsamplePipeline(vae=network["vae"], latent_upsampler=network["upsampler"])
+    # Its default size is that of frames, which latents are not.
+    result: Any = upsampler(latents=video, output_type="latent", return_dict=False)
+    return result[0]
+
+
+@torch.inference_mode()
+def run(
+    models: Models, ask: Ask, *, decode: bool = False, text: dict[str, Any] | None = None, before: Answer | None = None
+) -> Answer:
+    """Run `LTX2Pipeline` once and return latents, or pictures and sound with `decode`. The networks must be resident.
+
+    `text` are arguments in place of the prompts; of `before`, latents are noised to the first sigma.
+    """
     transformer = models.networks["transformer"]
     states: list[tuple[Tensor, Tensor]] = []
     batches: list[int] = []
@@ -111,7 +150,8 @@ def run(models: Models, ask: Ask, *, decode: bool = False) -> Answer:
         models.networks["vocoder"].register_forward_pre_hook(in_own_dtype),
     ]
     try:
-        video, audio = pipeline(models)(**_arguments(models, ask), output_type="np" if decode else "latent")
+        given = _arguments(models, ask) | (text or {}) | ({} if before is None else _resumed(ask, before))
+        video, audio = pipeline(models)(**given, output_type="np" if decode else "latent")
     finally:
         for handle in handles:
             handle.remove()
@@ -148,6 +188,10 @@ def _arguments(models: Models, ask: Ask) -> dict[str, Any]:
         "max_sequence_length": models.card.text_tokens,
         "return_dict": False,
     }
+
+
+def _resumed(ask: Ask, before: Answer) -> dict[str, Any]:
+    return {"latents": before.video, "audio_latents": before.audio, "noise_scale": ask.sigmas[0]}
 
 
 def _undo_normalisation(models: Models, noise: Tensor) -> Tensor:
