@@ -35,27 +35,30 @@ def test_a_merged_lora_keeps_the_originals_and_an_added_one_nothing() -> None:
     assert added - _wanted(Held("fp8")) == CARD.shape.transformer_bytes - transformer_bytes(CARD.shape, "fp8")
 
 
-# Peaks of `benchmarks/h200.py` on one H200 in GiB: model, preset, width, height, frames, bf16, fp8.
+# Peaks of `benchmarks/h200.py` on one H200 in GiB: model, preset, width, height, frames, graphs of other shapes that the
+# process had made before, bf16, fp8.
 MEASURED = [
-    ("ltx-2", "classic", 768, 512, 97, 69.2, 61.2),
-    ("ltx-2", "distilled-two-stage", 768, 512, 97, 68.9, 60.9),
-    ("ltx-2", "distilled-two-stage", 1536, 1024, 121, 79.3, 71.3),
-    ("ltx-2.3", "dev", 768, 512, 121, 70.1, None),
+    ("ltx-2", "distilled-two-stage", 768, 512, 97, 0, 68.1, 60.1),
+    ("ltx-2", "distilled-two-stage", 1536, 1024, 121, 2, 72.7, 64.7),
+    ("ltx-2.3", "dev", 768, 512, 121, 0, 69.1, None),
 ]
 
 
-@pytest.mark.parametrize(("model", "preset", "width", "height", "frames", "bf16", "fp8"), MEASURED)
+@pytest.mark.parametrize(("model", "preset", "width", "height", "frames", "others", "bf16", "fp8"), MEASURED)
 def test_the_count_is_what_was_measured(
-    model: str, preset: str, width: int, height: int, frames: int, bf16: float, fp8: float | None
+    model: str, preset: str, width: int, height: int, frames: int, others: int, bf16: float, fp8: float | None
 ) -> None:
     card = read_card(Source(model, weights="random", kind="distilled" if "distilled" in preset else "dev"))
     plan = resolve(request(prompt="x", seed=1, preset=preset, width=width, height=height, frames=frames), card)
     for precision, measured in (("bf16", bf16), ("fp8", fp8)):
         if measured is not None:
+            cost = need(plan, card, precision)
+            earlier = others * cost.text_key_bytes
+            # A graph's pool is reserved, and while it is replayed no tensor of it counts as allocated: the decode is what shows.
+            shown = cost.weight_bytes + cost.kept_bytes + earlier + cost.decode_bytes
+            assert shown / GIB == pytest.approx(measured, abs=0.8)
             wanted = memory.wanted(plan, card, Held(precision), loaded=False, tiled=False)
-            # A graph's pool is reserved, and while it is replayed no tensor of it counts as allocated.
-            pool = need(plan, card, precision).graph_bytes
-            assert wanted / GIB >= measured and (wanted - pool) / GIB == pytest.approx(measured, abs=1.0)
+            assert (wanted + earlier) / GIB >= measured
 
 
 def test_loras_lie_on_the_device_themselves(tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ def test_memory_is_what_was_measured() -> None:
     assert large.activation_bytes / GIB == pytest.approx(3.4, rel=0.02)
     assert small.decode_bytes / GIB == pytest.approx(4.2, rel=0.01)
     assert large.decode_bytes / GIB == pytest.approx(20.8, rel=0.02)
+    pieces = [
+        need(plan_of(preset="distilled", width=768, height=512, frames=count), CARD).decode_bytes for count in (25, 97)
+    ]
+    assert pieces[1] / GIB == pytest.approx(1.4, abs=0.1)
+    assert pieces[1] > pieces[0] > 2 * 25 * 768 * 512 * 32, "a video shorter than a piece is one"
     assert large.staged_bytes < large.resident_bytes
     assert (large.text_key_bytes, large.kept_bytes, large.graph_bytes) == (0, 0, 0)
 
@@ -92,8 +97,8 @@ def test_time_is_what_was_measured() -> None:
     classic = plan_of(preset="classic", steps=40)
     two_stage = plan_of(preset="distilled-two-stage", width=1536, height=1024, frames=121)
     measured = {
-        Held("bf16"): (21.0, 8.8),
-        Held("fp8"): (14.3, 7.0),
+        Held("bf16"): (19.7, 8.2),
+        Held("fp8"): (13.5, 6.4),
         Held("bf16", fast=False): (30.9, 13.3),
     }
     for held, (one, two) in measured.items():

@@ -23,8 +23,6 @@ MIB, GIB = 2**20, 2**30
 ASK = ("nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
 # What the CUDA context, workspaces and the allocator's rounding take beside tensors.
 OVERHEAD = 2 * GIB
-# The picture is decoded in pieces when it must be.
-PIECE_FRAMES = 65
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,9 @@ def capacity(card: Card, precision: str, memory: int) -> Callable[[Plan], None]:
 
 
 def least(plan: Plan, card: Card, precision: str) -> int:
-    """Bytes that a Plan takes in any case: the transformer and one pass, or a piece of the picture's decode."""
+    """Bytes that a Plan takes in any case: the transformer and one pass, or the picture's decode."""
     cost = need(plan, card, precision)
-    piece = cost.decode_bytes * min(1.0, PIECE_FRAMES / plan.frames)
-    return OVERHEAD + max(transformer_bytes(card.shape, precision) + cost.activation_bytes, round(piece))
+    return OVERHEAD + max(transformer_bytes(card.shape, precision) + cost.activation_bytes, cost.decode_bytes)
 
 
 def _nearest(plan: Plan, fits: Callable[[Plan], bool]) -> str:

@@ -70,8 +70,10 @@ def wanted(plan: Plan, card: Card, precision: str | Held, loaded: bool, tiled: b
     A merged LoRA keeps the originals of the layers that it touches, which is nearly all of the transformer; an added
     one keeps nothing. Either lies on the device itself.
     """
-    cost = need(plan, card, precision)
-    share = min(1.0, TILE_FRAMES / plan.frames) if tiled else 1.0
+    held = Held(precision) if isinstance(precision, str) else precision
+    cost = need(plan, card, held)
+    # The fast decoder works in pieces in any case.
+    share = min(1.0, TILE_FRAMES / plan.frames) if tiled and not held.fast else 1.0
     weights = 0 if loaded else cost.weight_bytes + _file_bytes(plan)
     working = cost.original_bytes + cost.activation_bytes + cost.text_key_bytes
     return weights + cost.kept_bytes + cost.graph_bytes + max(working, round(cost.decode_bytes * share))

@@ -18,17 +18,22 @@ from ltx2.spec.precision import FLOAT_BYTES, Held, text_encoder_bytes, transform
 
 GRAPH_TOKENS = 16_384
 """Rows times video tokens up to which launching kernels may cost more than running them, so that graphs are recorded."""
+# What the fast decoder makes at once: 32 frames of 768x512 fill a large GPU in its last block, and of a larger picture it
+# takes 24 at least, for two more are normalised and padded for each convolution.
+_PIECE_PIXELS, _PIECE_FRAMES = 32 * 768 * 512, 24
 
 # Operations a second, measured on one H200 with torch 2.11 and full-size LTX-2: the plain path, and what the fast one did on
-# average over the rows of docs/03-speed.md (585 to 619 in bf16, 744 to 906 in fp8).
+# average over the rows of docs/03-speed.md (613 to 659 in bf16, 817 to 943 in fp8).
 _PLAIN_RATE = 416e12
-_FAST_RATES = {"bf16": 605e12, "fp8": 850e12}
+_FAST_RATES = {"bf16": 635e12, "fp8": 875e12}
 # Measured there too: the untiled decode of 768x512x97 takes 184 ms and 4.2 GiB beyond the weights. The fast one takes
-# 2.8 GiB, and 14.2 GiB at 1536x1024x121.
+# 1.4 GiB, and at most 5.4 at 1536x1024x121 and 2.3 at 768x512x121 of 2.3 (by the peaks of whole videos): so many bytes for a
+# pixel of a piece, and for every pixel of the video, as the first blocks do it in one. Those do more in 2.3 and 2.5.
 DECODE_SECONDS_PER_PIXEL = 0.184 / (768 * 512 * 97)
 FAST_DECODE_SECONDS_PER_PIXEL = 0.107 / (768 * 512 * 97)
 DECODE_BYTES_PER_PIXEL = 118
-FAST_DECODE_BYTES_PER_PIXEL = 80
+PIECE_BYTES_PER_PIXEL = 80
+FAST_DECODE_BYTES_PER_PIXEL = {"2.0": 15, "2.3": 30, "2.5": 30}
 # 2.3 and 2.5 decode with 94.4 TFLOP where 2.0 needs 48.4.
 DECODE_FACTOR = {"2.0": 1.0, "2.3": 1.95, "2.5": 1.95}
 # Peak beyond the weights of one eager pass, in bytes per video token and channel of each row: 0.7 GiB at 4,992 tokens of
@@ -106,7 +111,7 @@ def need(plan: Plan, card: Card, precision: str | Held = "bf16", price_per_hour:
     ]
     activations, keys = max(one.activations for one in moments), max(one.keys for one in moments)
     kept, graphs = _kept(moments, card)
-    decode = round((FAST_DECODE_BYTES_PER_PIXEL if held.fast else DECODE_BYTES_PER_PIXEL) * pixels * width / 2)
+    decode = round(_decode_bytes(plan, card, held.fast) * width / 2)
     decode_rate = FAST_DECODE_SECONDS_PER_PIXEL if held.fast else DECODE_SECONDS_PER_PIXEL
     decode_seconds = decode_rate * pixels * DECODE_FACTOR[card.version]
     rate = _FAST_RATES.get(held.precision, _PLAIN_RATE) if held.fast else _PLAIN_RATE
@@ -131,6 +136,20 @@ def need(plan: Plan, card: Card, precision: str | Held = "bf16", price_per_hour:
         dollars=seconds / 3600 * price_per_hour,
         at_most=plan.skips,
     )
+
+
+def piece_frames(width: int, height: int) -> int:
+    """Frames that the fast decoder makes at once."""
+    return max(_PIECE_FRAMES, _PIECE_PIXELS // (width * height))
+
+
+def _decode_bytes(plan: Plan, card: Card, fast: bool) -> int:
+    """What the picture's decode takes beyond the weights, in bf16; the plain one whole, without tiles."""
+    area = plan.width * plan.height
+    if not fast:
+        return DECODE_BYTES_PER_PIXEL * area * plan.frames
+    piece = min(plan.frames, piece_frames(plan.width, plan.height))
+    return area * (PIECE_BYTES_PER_PIXEL * piece + FAST_DECODE_BYTES_PER_PIXEL[card.version] * plan.frames)
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx2.models.fast.ops import Ops
+from ltx2.spec.cost import piece_frames
 
 # Blocks whose work is done in pieces: four fifths of that of 2.0's decoder, 55 % of 2.3's and 2.5's. Those before see the
 # video in half of its frames (2.0: a quarter) or fewer, where what a convolution waits for is a large part of the video.
 STREAMED = 2
-# Pixels of a piece, 32 frames of 768x512: enough to fill a large GPU in the last block.
-PIECE_PIXELS = 32 * 768 * 512
-# Frames that a piece has at least: two more are normalised and padded for each convolution.
-PIECE_FRAMES = 24
 
 Layer = Callable[[Tensor, bool], "Tensor | None"]
 """From the next frames [B, f, H, W, C], and whether they are the last, to those that can be told by now, if any."""
@@ -78,7 +75,7 @@ def decode(vae: nn.Module, latent: Tensor, ops: Ops, piece: int | None = None) -
     faster = math.prod(layer.faster for layer in last if isinstance(layer, _Upsample))
     if piece is None:
         height, width = (32 * side for side in latent.shape[3:])
-        piece = max(PIECE_FRAMES, PIECE_PIXELS // (height * width))
+        piece = piece_frames(width, height)
     count = max(1, piece // faster)
     parts = x.split(count, dim=1)
     for number, part in enumerate(parts):
