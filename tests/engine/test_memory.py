@@ -54,7 +54,7 @@ def test_the_count_is_what_was_measured(
         if measured is not None:
             cost = need(plan, card, precision)
             earlier = others * cost.text_key_bytes
-            # A graph's pool is reserved, and while it is replayed no tensor of it counts as allocated: the decode is what shows.
+            # A graph's pool is reserved, and while it is replayed no tensor of it counts: the decode is what shows.
             shown = cost.weight_bytes + cost.kept_bytes + earlier + cost.decode_bytes
             assert shown / GIB == pytest.approx(measured, abs=0.8)
             wanted = memory.wanted(plan, card, Held(precision), loaded=False, tiled=False)
