@@ -94,8 +94,6 @@ def show(kernel: Any, constants: dict[str, Any], warps: int, fp8: bool) -> None:
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
     made = triton.compile(source, target=HOPPER, options={"num_warps": warps})
     assert made.asm["cubin"]
-    # Sums go through it; whole rows on their way from one thread to another would, too.
-    assert made.metadata.shared < 1024, (kernel.__name__, constants, made.metadata.shared)
     wide = any(
         f"st.global.v{n}" in made.asm["ptx"].replace(".b32", "") or f".v{n}.b32" in made.asm["ptx"] for n in (4, 2)
     )

@@ -13,10 +13,9 @@ from ltx2.models.fast.ops import Rows
 from ltx2.models.precision import E4M3_MAX, FP8, SMALLEST
 
 LARGEST, LEAST = tl.constexpr(E4M3_MAX), tl.constexpr(SMALLEST)
-# Values a thread has of a row: one of 4,096 is eight warps. Fewer where a row is added to, stored, and stored once more in
-# e4m3: with sixteen the compiler gives the e4m3 to other threads than hold it, by way of shared memory and three more
-# barriers. `speed.py ops` measures others.
-VALUES, ROWS_VALUES = 16, 8
+# Values a thread has of a row: one of 4,096 is eight warps. More where a row is added to, normalised and stored in e4m3: on
+# an H200 96 us instead of 105 with 16 or 8, though with 8 nothing goes through shared memory. `speed.py ops` measures others.
+VALUES, ROWS_VALUES = 16, 32
 
 
 @triton.jit
@@ -42,5 +41,5 @@ def written(values: Tensor, rows: Tensor | None, plain: Tensor | None = None) ->
 
 
 def warps(width: int, rows: bool = False) -> int:
-    """How many warps a row gets; `rows` where it is stored both as it is and in e4m3."""
+    """How many warps a row gets; `rows` where it is stored in e4m3 after a sum over it."""
     return min(max(triton.next_power_of_2(width) // (32 * (ROWS_VALUES if rows else VALUES)), 1), 16)
