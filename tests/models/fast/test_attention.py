@@ -265,6 +265,19 @@ def test_rows_that_the_kernel_cannot_move_are_copied(
     assert _relative(seen, attend(q, k, v, heads)) < 0.01
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys", "taken"),
+    # A video's own, to its text, to its sound, the sound's to it; a quarter of the video to its text.
+    [(4_992, 4_992, True), (4_992, 1_024, True), (4_992, 101, False), (101, 4_992, False), (1_248, 1_024, False)],
+)
+def test_flash_3_is_for_long_sequences(monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, taken: bool) -> None:
+    _pretend(monkeypatch, (9, 0), {"fa3_fwd_interface"})
+    assert attention.takes_flash_3(CUDA, torch.bfloat16, queries, keys) is taken
+    assert not attention.takes_flash_3(CUDA, torch.float32, queries, keys)
+    _pretend(monkeypatch, (8, 9), {"fa3_fwd_interface"})
+    assert not attention.takes_flash_3(CUDA, torch.bfloat16, queries, keys)
+
+
 def test_reports_name_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     monkeypatch.setattr(attention, "flash_3", lambda: object())
