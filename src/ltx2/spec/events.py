@@ -10,8 +10,9 @@ from pathlib import Path
 class Progress:
     """Step `step` of `steps` of a phase is done: text, stage 1, upsample, stage 2, decode, sound, write.
 
-    Frames are written as they come; the last step of `write` comes when the file is complete, sound and all. `skipped` of
-    a stage's steps were not computed (step caching).
+    On a GPU `decode` (of the first frames) and `sound` are done when they are under way. Frames are written as they come;
+    the last step of `write` comes when the file is complete, sound and all. `skipped` of a stage's steps were not computed
+    (step caching).
     """
 
     phase: str

@@ -25,7 +25,7 @@ from ltx2.spec.errors import RefusedRequest
 log = logging.getLogger(__name__)
 
 # Under sustained load on one H200, TFLOP/s of fa3-fwd against cuDNN: 640 against 590 at 4,992 tokens, 680 against 601 at
-# 24,576; at 1,248 cuDNN needs a tenth less time. 4,992 queries to the 1,024 tokens of a text: 615 against 586.
+# 24,576; at 1,248 cuDNN needs a tenth less time. In short runs 4,992 queries to the 1,024 tokens of a text: 615 against 586.
 FA3_TOKENS, FA3_KEYS = 4_096, 1_024
 # From here on self-attention of the video is in fp8, where that is asked for: 860 and 901 TFLOP/s at the same sizes.
 FP8_TOKENS = 4_096
