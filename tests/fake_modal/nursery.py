@@ -13,6 +13,8 @@ import signal
 import sys
 from importlib import import_module
 
+from ltx2.doors.modal.imports import import_all
+
 # No modal here: it reads its environment, and each container has another.
 WARM = (
     "torch", "transformers", "ltx2.models.components", "ltx2.engine.factory", "ltx2.engine.engine", "ltx2.doors.inspection",
@@ -44,13 +46,15 @@ def refuse() -> bool:
 def main() -> None:
     """Fork until there are no more lines."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    cuda = import_module("torch").cuda
-    asked = cuda.is_available, cuda._lazy_init
-    # A container imports all this before its memory snapshot is taken, where CUDA must not be asked anything.
+    torch = import_module("torch")
+    cuda, accelerator = torch.cuda, torch.accelerator
+    asked = cuda.is_available, cuda._lazy_init, accelerator.current_accelerator
+    # A container imports all this before its memory snapshot is taken, where CUDA must not be asked anything; with a torch
+    # that was built for CUDA, as this one then says it is.
     cuda.is_available = cuda._lazy_init = refuse
-    for name in WARM:
-        import_module(name)
-    cuda.is_available, cuda._lazy_init = asked
+    accelerator.current_accelerator = lambda *_: torch.device("cuda")
+    import_all(WARM)
+    cuda.is_available, cuda._lazy_init, accelerator.current_accelerator = asked
     parent = os.getpid()
     for line in sys.stdin:
         process = os.fork()

@@ -8,12 +8,12 @@ import re
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ltx2.doors.modal import weights
 from ltx2.doors.modal.board import Board
+from ltx2.doors.modal.imports import import_all
 from ltx2.doors.modal.ledger import Meter
 from ltx2.doors.modal.outputs import Outputs
 from ltx2.doors.modal.render import Engine, Renderer
@@ -26,15 +26,6 @@ from ltx2.spec.plan import Plan, resolve
 from ltx2.spec.request import request
 
 LOG = logging.getLogger("ltx2.modal")
-# What loading needs; a CPU snapshot must not ask CUDA anything, and none of these does when imported.
-IMPORTS = (
-    "torch",
-    "transformers",
-    "ltx2.engine.factory",
-    "ltx2.engine.engine",
-    "ltx2.models.components",
-    "ltx2.doors.inspection",
-)
 # Left for CUDA itself and the allocator.
 RESERVE = 4 * 10**9
 BOOT = "boot"
@@ -54,8 +45,7 @@ class Boot:
     def load_code(self) -> None:
         """Import everything that is imported; with a snapshot only the first container of a deployment does this."""
         with Phase(self.phases, "imports"):
-            for name in IMPORTS:
-                import_module(name)
+            import_all()
 
     def load_model(self) -> None:
         """Load the weights and make the warm-up shapes. Raises what the engine's loading raises."""
