@@ -134,5 +134,6 @@ def unpack(pieces: Path, run: Path) -> None:
     archive = run / "joined.tar"
     archive.write_bytes(b"".join(piece.read_bytes() for piece in found))
     with tarfile.open(archive) as tar:
-        tar.extractall(run, filter="data")
+        # Pythons before 3.11.4 have no filters.
+        tar.extractall(run, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     archive.unlink()

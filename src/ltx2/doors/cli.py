@@ -46,7 +46,9 @@ def entry() -> NoReturn:
     """The console script."""
     # A polite stop is a Ctrl-C: the run is cancelled and leaves no partial file.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    _let_go()
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,11 +62,19 @@ def main(arguments: Sequence[str]) -> int:
         print("ltx2: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone, as in `ltx2 plan ... | head -1`; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has gone, as in `ltx2 plan ... | head -1`.
         return 1
     except Exception as error:
         return _report(_explained(error), as_json)
+
+
+def _let_go() -> None:
+    """Where a reader has gone, drop what is still to be written: at its exit the interpreter would complain with code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(arguments: Sequence[str]) -> int:
