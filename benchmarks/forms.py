@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltx2.models.fast import Stage, Twin, attention
+from ltx2.models.fast import Stage, Twin, attention, cublas
 from ltx2.models.fast.graphs import CudaRecorder, Graphs
 from ltx2.models.fast.lanes import ONE
 from ltx2.models.fast.ops import PLAIN, Ops, Table, choose
@@ -60,12 +60,13 @@ Made = dict[str, Callable[[], Form]]
 
 
 def switched(device: torch.device, transformer: Any) -> Made:
-    """The whole fast path, without some of its parts, and with fp8 attention, which is lossy."""
+    """The whole fast path, without some of its parts, with tiles of our choice, and with fp8 attention, which is lossy."""
     ops, twin = choose(device), partial(Twin, transformer)
     made: Made = {
         "whole": lambda: Form(Stage(twin())),
         "gelu in a kernel": lambda: Form(Stage(twin(replace(ops, linear_gelu=None)))),
         "q and k in two kernels": lambda: Form(Stage(twin(replace(ops, normalise_pair=_two_kernels(ops))))),
+        "tiles of our choice": lambda: Form(Stage(twin()), _our_tiles),
         "one lane": lambda: Form(Stage(twin(lanes=ONE))),
     }
     if attention.takes_flash_3(device, torch.bfloat16, attention.FA3_TOKENS, attention.FA3_KEYS):
@@ -74,6 +75,15 @@ def switched(device: torch.device, transformer: Any) -> Made:
     if device.type != "cuda" or not attention.no_fp8_attention(device):
         made["fp8 attention"] = lambda: Form(Stage(twin(fp8_from=1)))
     return made
+
+
+@contextmanager
+def _our_tiles() -> Iterator[None]:
+    taken, cublas.TAKEN = cublas.TAKEN, True
+    try:
+        yield
+    finally:
+        cublas.TAKEN = taken
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
+from statistics import median
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from operations import sdpa
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
-from ltx2.models.fast import attention
+from ltx2.models.fast import attention, cublas
 from ltx2.models.holding import quantise_network
 from ltx2.models.precision import product, quantise_rows
 
@@ -35,6 +37,8 @@ PRODUCTS = {
     "v2a keys": (4096, 4096), "a2v out": (2048, 4096), "feed in": (4096, 16384), "feed out": (16384, 4096),
     "audio qkv": (2048, 6144), "audio feed in": (2048, 8192), "audio feed out": (8192, 2048),
 }  # fmt: skip
+# Tokens of the stages of the table's workloads: both rows of `classic` and `dev`, one of two-stage and of large.
+TURNS = (9984, 12288, 1248, 4992, 6144, 24576)
 AUDIO_ROWS = {"middle": 202, "small": 101, "large": 126}
 
 Works = dict[str, Callable[[], Any]]
@@ -132,12 +136,59 @@ def attend(lab: Lab, seconds: float) -> None:
             lab.attempt_line("attention", measure, **what)
 
 
+@torch.inference_mode()
+def tiles(lab: Lab, seconds: float) -> None:
+    """Products with torch's tiles and with the best of ours, in turns, so that a card that warms up favours none."""
+    for tokens in [32] if lab.tiny else TURNS:
+        for inner, outer in sorted({PRODUCTS[name] for name in PRODUCTS if not name.startswith("audio")}):
+            shape = (tokens, inner // 64, outer // 64) if lab.tiny else (tokens, inner, outer)
+            gelu = (inner, outer) == PRODUCTS["feed in"]
+            lab.attempt_line("tiles", partial(_tiles, lab, seconds, shape, gelu), shape=shape)
+
+
+def _tiles(lab: Lab, seconds: float, shape: tuple[int, int, int], gelu: bool) -> None:
+    tokens, inner, outer = shape
+    options: dict[str, Any] = {"device": lab.device, "dtype": lab.dtype}
+    x, weight = torch.randn(tokens, inner, **options), torch.randn(outer, inner, **options) / inner**0.5
+    bias = torch.randn(outer, **options)
+    works: Works = {"torch": partial(functional.linear, x, weight, bias)}
+    if gelu:
+        works = {"torch": partial(torch._addmm_activation, bias, x, weight.t(), use_gelu=True)}
+    if lab.device.type == "cuda" and (lt := cublas.of(lab.device)):
+        problem = cublas.Problem(tokens, inner, outer, True, gelu)
+        for number, choice in enumerate(islice(lt.choices_for(problem, gain=-0.02), 6)):
+            name = f"{number}: {choice.tile.features}x{choice.tile.tokens}"
+            works[name] = partial(_chosen, lt, problem, choice, x, weight, bias)
+    counts = {name: max(3, round(seconds / 12 / lab.time(work))) for name, work in works.items()}
+    spent: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(5):
+        for name, work in works.items():
+            # The clock follows the power with some delay.
+            spent[name].append(lab.time(work, warm=counts[name] // 3, inner=counts[name], once=True))
+    expected = works["torch"]()
+    for name, work in works.items():
+        took = median(spent[name])
+        speed = 2 * tokens * inner * outer / took / 1e12
+        same = torch.equal(work(), expected)
+        lab.write("tiles", shape=shape, gelu=gelu, way=name, ms=took * 1e3, tflops=speed, same=same)
+
+
+def _chosen(lt: Any, problem: Any, choice: Any, *parts: Any) -> Any:
+    lt.choices[problem] = choice
+    return lt.linear(*parts, problem.gelu)
+
+
 def _measure(lab: Lab, seconds: float, part: str, work: Callable[[], Any], flops: float, **what: Any) -> None:
     found = steadily(lab, seconds, work)
     lab.write(part, **what, **found, tflops=flops / found["ms"] / 1e9)
 
 
-PARTS: dict[str, Callable[[Lab, float], None]] = {"forwards": forwards, "products": products, "attention": attend}
+PARTS: dict[str, Callable[[Lab, float], None]] = {
+    "forwards": forwards,
+    "products": products,
+    "attention": attend,
+    "tiles": tiles,
+}
 
 
 def main(words: Sequence[str] | None = None) -> None:

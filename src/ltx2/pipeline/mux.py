@@ -25,8 +25,8 @@ from ltx2.spec.errors import GenerationFailed, RefusedRequest
 from ltx2.spec.plan import Plan
 
 CRF = "19"
-# Of the kinds of blocks that x264's veryfast tries, one: the same quality with 20 to 30 % less work. And as many threads as
-# 512 rows have room for that look ahead, the same number on every machine: x264 takes a third of the others, four, and on 16 cores waits for them.
+# Of the kinds of blocks that x264's veryfast tries, one: the same quality with 20 to 30 % less work. And eight threads that
+# look ahead: by itself x264 takes a third of the others, four, and on 16 cores all others wait for those.
 X264 = "partitions=i8x8:lookahead-threads=8"
 THREADS = 12
 # Chunks of the decoder that may wait for the encoder: all of a usual clip, so that the device is free early.

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ltx2.models.fast import cublas, ops
 from ltx2.models.fast import head_kernels as heads
-from ltx2.models.fast import ops
 from ltx2.models.fast.launch import empty, store, warps, written
 from ltx2.models.fast.ops import Affine, Ops, Reads, Rows, Update, each_reads
 
@@ -190,6 +190,8 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As `ops.linear_gelu`; in bf16 on CUDA the product's own last step (cuBLASLt's GELU, the tanh form) in float32."""
     if x.device.type != "cuda" or x.dtype != torch.bfloat16:
         return ops.linear_gelu(x, weight, bias)
+    if (chosen := cublas.linear(x, weight, bias, gelu=True)) is not None:
+        return chosen
     return torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
 
 

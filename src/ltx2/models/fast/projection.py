@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ltx2.models.fast import cublas
 from ltx2.models.fast.ops import Ops, Reads, Rows
 from ltx2.models.lora import LowRank
 from ltx2.models.precision import Fp8Linear, runs_on_units
@@ -136,6 +137,8 @@ class Added:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., K] times weight [N, K], plus bias [N]: at once, or a row of the batch at a time where that is faster."""
+    if (chosen := cublas.linear(x, weight, bias)) is not None:
+        return chosen
     processors = _processors(x.device) if x.ndim == 3 and x.dtype == torch.bfloat16 else 0
     if not (processors and rows_alone(x.shape[0], x.shape[1], len(weight), processors)):
         return functional.linear(x, weight, bias)

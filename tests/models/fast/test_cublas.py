@@ -1,0 +1,219 @@
+"""Products with tiles of our choice, through a library that reads cuBLASLt's descriptions and computes what they say."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ltx2.models.fast import cublas
+from ltx2.models.fast.cublas import TILES, CublasLt, Problem
+from ltx2.models.fast.tiles import Tile
+
+TILE, OPTION, CLUSTER = 1, 5, 8
+PLACES = {TILE: 1, OPTION: 2, CLUSTER: 3}
+SQUARE = Problem(9984, 4096, 4096, True, False)
+# On a single multiprocessor a small product has better tiles than cuBLAS's, too.
+ONE = 1
+
+
+class Library:
+    """What is used of cuBLASLt, for tensors on the CPU. An algorithm is four numbers: whose, tile, option, cluster."""
+
+    def __init__(self, own: int = TILES[192, 192], workspace: int = 4):
+        self.own, self.workspace = own, workspace
+        self.things: dict[int, Any] = {}
+        self.made = 0
+        self.unknown: set[int] = set()
+        self.status = 0
+        self.ran: list[tuple[int, int, int]] = []
+
+    def _make(self, pointer: Any, thing: Any) -> int:
+        self.made += 1
+        self.things[self.made] = thing
+        pointer._obj.value = self.made
+        return 0
+
+    def _drop(self, pointer: Any) -> int:
+        del self.things[pointer.value]
+        return 0
+
+    def cublasLtCreate(self, pointer: Any) -> int:
+        pointer._obj.value = 77
+        return 0
+
+    def cublasLtMatmulDescCreate(self, pointer: Any, compute: int, scale: int) -> int:
+        assert (compute, scale) == (68, 0), "sums and factors in float32"
+        return self._make(pointer, {})
+
+    def cublasLtMatmulDescSetAttribute(self, thing: Any, number: int, value: Any, size: int) -> int:
+        assert size == ctypes.sizeof(value._obj)
+        self.things[thing.value][number] = value._obj.value
+        return 0
+
+    def cublasLtMatrixLayoutCreate(self, pointer: Any, kind: int, rows: Any, columns: Any, apart: Any) -> int:
+        assert kind == 14, "bfloat16"
+        return self._make(pointer, (rows.value, columns.value, apart.value))
+
+    def cublasLtMatmulPreferenceCreate(self, pointer: Any) -> int:
+        return self._make(pointer, {})
+
+    def cublasLtMatmulPreferenceSetAttribute(self, thing: Any, number: int, value: Any, size: int) -> int:
+        return self.cublasLtMatmulDescSetAttribute(thing, number, value, size)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.endswith("Destroy"):
+            return self._drop
+        raise AttributeError(name)
+
+    def cublasLtMatmulAlgoGetHeuristic(
+        self, handle: Any, what: Any, a: Any, b: Any, c: Any, d: Any, wish: Any, most: int, found: Any, count: Any
+    ) -> int:
+        assert (handle.value, most, self.things[wish.value][1]) == (77, 1, cublas.WORKSPACE)
+        found._obj.algorithm.data[:] = [66, self.own, 4, 3, 0, 0, 0, 0]
+        count._obj.value = 1 if self.own else 0
+        return 0
+
+    def cublasLtMatmulAlgoConfigGetAttribute(
+        self, chosen: Any, number: int, value: Any, size: int, written: Any
+    ) -> int:
+        value._obj.value = chosen._obj.data[PLACES[number]]
+        return 0
+
+    def cublasLtMatmulAlgoConfigSetAttribute(self, chosen: Any, number: int, value: Any, size: int) -> int:
+        assert size == (2 if number == CLUSTER else 4), "cuBLASLt refuses another width"
+        chosen._obj.data[PLACES[number]] = value._obj.value
+        return 0
+
+    def cublasLtMatmulAlgoCheck(
+        self, handle: Any, what: Any, a: Any, b: Any, c: Any, d: Any, chosen: Any, found: Any
+    ) -> int:
+        found._obj.workspace = self.workspace
+        return 15 if chosen._obj.data[1] in self.unknown else 0
+
+    def cublasLtMatmul(
+        self, handle: Any, what: Any, one: Any, a: Any, of_a: Any, b: Any, of_b: Any, zero: Any,
+        c: Any, of_c: Any, d: Any, of_d: Any, chosen: Any, space: Any, size: Any, stream: Any,
+    ) -> int:  # fmt: skip
+        if self.status:
+            return self.status
+        assert (one._obj.value, zero._obj.value, c.value) == (1, 0, d.value)
+        assert size.value == self.workspace and space.value
+        told = self.things[what.value]
+        left, right = self._matrix(a, of_a), self._matrix(b, of_b)
+        sums = (left.t() if told[3] else left).float() @ right.float()
+        if told[7] & 4:
+            sums += self._matrix(told[8], (sums.shape[0], 1, sums.shape[0])).float()
+        if told[7] & 32:
+            sums = functional.gelu(sums, approximate="tanh")
+        self._matrix(d, of_d).copy_(sums)
+        self.ran.append(tuple(chosen._obj.data[1:4]))
+        return 0
+
+    def _matrix(self, address: Any, layout: Any) -> Tensor:
+        """What lies at an address column by column."""
+        rows, columns, apart = layout if isinstance(layout, tuple) else self.things[layout.value]
+        place = address if isinstance(address, int) else address.value
+        memory = (ctypes.c_uint16 * (columns * apart)).from_address(place)
+        return torch.frombuffer(memory, dtype=torch.bfloat16).view(columns, apart)[:, :rows].t()
+
+
+def _inputs(tokens: int = 40, inputs: int = 24, features: int = 48) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    shapes = ((tokens, inputs), (features, inputs), (features,))
+    x, weight, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
+    return x, weight, bias
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_it_is_the_product(biased: bool, gelu: bool) -> None:
+    library = Library()
+    x, weight, bias = _inputs()
+    ours = CublasLt(library, ONE).linear(x, weight, bias if biased else None, gelu)
+    expected = functional.linear(x.float(), weight.float(), bias.float() if biased else None)
+    expected = functional.gelu(expected, approximate="tanh") if gelu else expected
+    assert ours is not None and torch.equal(ours, expected.bfloat16())
+    assert library.ran and not library.things, "all descriptions are given back"
+
+
+def test_a_tile_that_fills_the_rounds_is_taken() -> None:
+    choice = next(CublasLt(Library(), 132).choices_for(SQUARE))
+    assert choice.tile == Tile(256, 152)
+    # cublasLt.h: MATMUL_TILE_256x152, CLUSTER_SHAPE_1x2x1; the option as in the kernel that the probe found best.
+    assert list(choice.algorithm.data[:4]) == [66, 501, 7, 5]
+
+
+def test_where_no_tile_is_better_cublas_keeps_its_own() -> None:
+    problem = Problem(6144, 4096, 4096, True, False)
+    assert not list(CublasLt(Library(TILES[256, 128]), 132).choices_for(problem))
+
+
+@pytest.mark.parametrize("library", [Library(own=631), Library(own=0), Library(workspace=1 << 20)])
+def test_what_is_not_known_or_adds_up_in_parts_is_left_alone(library: Library) -> None:
+    assert not list(CublasLt(library, 132).choices_for(SQUARE))
+    assert not library.things
+
+
+def test_a_tile_that_does_not_exist_leaves_the_next_one() -> None:
+    library = Library()
+    library.unknown = {TILES[256, 152]}
+    assert next(CublasLt(library, 132).choices_for(SQUARE)).tile == Tile(128, 304)
+
+
+def test_a_product_that_is_refused_is_torchs_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+    library = Library()
+    library.status = 13
+    lt = CublasLt(library, ONE)
+    with caplog.at_level(logging.WARNING):
+        assert lt.linear(*_inputs(), False) is None
+    assert "status 13" in caplog.text
+    library.status = 0
+    assert lt.linear(*_inputs(), False) is None and not library.things
+
+
+def test_elsewhere_than_on_a_gpu_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublas, "TAKEN", True)
+    assert cublas.linear(*_inputs()) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "features", "gelu"),
+    [(9984, 4096, 4096, False), (9984, 16384, 4096, False), (4992, 4096, 16384, True), (1248, 4096, 4096, False)],
+)
+def test_the_bytes_are_those_of_torch_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, inputs: int, features: int, gelu: bool
+) -> None:
+    monkeypatch.setattr(cublas, "TAKEN", True)
+    x, weight, bias = (part.cuda() for part in _inputs(tokens, inputs, features))
+    weight /= inputs**0.5
+    expected = (
+        torch._addmm_activation(bias, x, weight.t(), use_gelu=True) if gelu else functional.linear(x, weight, bias)
+    )
+    ours = cublas.linear(x, weight, bias, gelu)
+    assert ours is not None, "a better tile is known for each of these"
+    assert torch.equal(ours, expected)
+    # On two streams at once, and from a graph: what a kernel counts in is its own each time.
+    other = torch.cuda.Stream()
+    other.wait_stream(torch.cuda.current_stream())
+    results = []
+    for _ in range(10):
+        with torch.cuda.stream(other):
+            results.append(cublas.linear(x, weight, bias, gelu))
+        results.append(cublas.linear(x, weight, bias, gelu))
+    torch.cuda.synchronize()
+    assert all(result is not None and torch.equal(result, expected) for result in results)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = cublas.linear(x, weight, bias, gelu)
+    assert recorded is not None
+    recorded.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(recorded, expected)
