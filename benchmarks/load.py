@@ -142,23 +142,13 @@ def tiles(lab: Lab, seconds: float) -> None:
     for tokens in [32] if lab.tiny else TURNS:
         for inner, outer in sorted({PRODUCTS[name] for name in PRODUCTS if not name.startswith("audio")}):
             shape = (tokens, inner // 64, outer // 64) if lab.tiny else (tokens, inner, outer)
-            gelu = (inner, outer) == PRODUCTS["feed in"]
-            lab.attempt_line("tiles", partial(_tiles, lab, seconds, shape, gelu), shape=shape)
+            for last in ("gelu" if (inner, outer) == PRODUCTS["feed in"] else "bias", "fp8"):
+                what: dict[str, Any] = {"shape": shape, "last": last}
+                lab.attempt_line("tiles", partial(_tiles, lab, seconds, shape, last), **what)
 
 
-def _tiles(lab: Lab, seconds: float, shape: tuple[int, int, int], gelu: bool) -> None:
-    tokens, inner, outer = shape
-    options: dict[str, Any] = {"device": lab.device, "dtype": lab.dtype}
-    x, weight = torch.randn(tokens, inner, **options), torch.randn(outer, inner, **options) / inner**0.5
-    bias = torch.randn(outer, **options)
-    works: Works = {"torch": partial(functional.linear, x, weight, bias)}
-    if gelu:
-        works = {"torch": partial(torch._addmm_activation, bias, x, weight.t(), use_gelu=True)}
-    if lab.device.type == "cuda" and (lt := cublas.of(lab.device)):
-        problem = cublas.Problem(tokens, inner, outer, True, gelu)
-        for number, choice in enumerate(islice(lt.choices_for(problem, gain=-0.02), 6)):
-            name = f"{number}: {choice.tile.features}x{choice.tile.tokens}"
-            works[name] = partial(_chosen, lt, problem, choice, x, weight, bias)
+def _tiles(lab: Lab, seconds: float, shape: tuple[int, int, int], last: str) -> None:
+    works = _by_tile(lab, shape, last)
     counts = {name: max(3, round(seconds / 12 / lab.time(work))) for name, work in works.items()}
     spent: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(5):
@@ -168,14 +158,37 @@ def _tiles(lab: Lab, seconds: float, shape: tuple[int, int, int], gelu: bool) ->
     expected = works["torch"]()
     for name, work in works.items():
         took = median(spent[name])
-        speed = 2 * tokens * inner * outer / took / 1e12
-        same = torch.equal(work(), expected)
-        lab.write("tiles", shape=shape, gelu=gelu, way=name, ms=took * 1e3, tflops=speed, same=same)
+        speed = 2 * shape[0] * shape[1] * shape[2] / took / 1e12
+        what: dict[str, Any] = {"shape": shape, "last": last, "same": torch.equal(work(), expected)}
+        lab.write("tiles", **what, way=name, ms=took * 1e3, tflops=speed)
+
+
+def _by_tile(lab: Lab, shape: tuple[int, int, int], last: str) -> Works:
+    """A product with a bias as torch does it, and with up to six tiles of ours."""
+    tokens, inner, outer = shape
+    options: dict[str, Any] = {"device": lab.device, "dtype": lab.dtype}
+    x, weight = torch.randn(tokens, inner, **options), torch.randn(outer, inner, **options) / inner**0.5
+    bias, scales = torch.randn(outer, **options), None
+    works: Works = {"torch": partial(functional.linear, x, weight, bias)}
+    if last == "gelu":
+        works = {"torch": partial(torch._addmm_activation, bias, x, weight.t(), use_gelu=True)}
+    if last == "fp8":
+        (x, of_x), (weight, of_weight) = quantise_rows(x), quantise_rows(weight)
+        scales = (of_x.flatten(), of_weight.flatten())
+        works = {"torch": partial(product, x, of_x, weight, scales[1], bias, lab.dtype)}
+    lt = cublas.of(lab.device) if lab.device.type == "cuda" else None
+    if lt is None:
+        return works
+    problem = cublas.Problem(tokens, inner, outer, True, last == "gelu", last == "fp8")
+    for number, choice in enumerate(islice(lt.choices_for(problem, gain=-0.02), 6)):
+        name = f"{number}: {choice.tile.features}x{choice.tile.tokens}"
+        works[name] = partial(_chosen, lt, problem, choice, x, weight, bias, last == "gelu", scales)
+    return works
 
 
 def _chosen(lt: Any, problem: Any, choice: Any, *parts: Any) -> Any:
     lt.choices[problem] = choice
-    return lt.linear(*parts, problem.gelu)
+    return lt.linear(*parts)
 
 
 def _measure(lab: Lab, seconds: float, part: str, work: Callable[[], Any], flops: float, **what: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from torch.nn import functional
 from ltx2.models.fast import cublas
 from ltx2.models.fast.cublas import TILES, CublasLt, Problem
 from ltx2.models.fast.tiles import Tile
+from ltx2.models.precision import product, quantise_rows
 
 TILE, OPTION, CLUSTER = 1, 5, 8
 PLACES = {TILE: 1, OPTION: 2, CLUSTER: 3}
+KINDS = {0: torch.float32, 14: torch.bfloat16, 28: torch.float8_e4m3fn}
 SQUARE = Problem(9984, 4096, 4096, True, False)
 # On a single multiprocessor a small product has better tiles than cuBLAS's, too.
 ONE = 1
@@ -57,8 +60,7 @@ class Library:
         return 0
 
     def cublasLtMatrixLayoutCreate(self, pointer: Any, kind: int, rows: Any, columns: Any, apart: Any) -> int:
-        assert kind == 14, "bfloat16"
-        return self._make(pointer, (rows.value, columns.value, apart.value))
+        return self._make(pointer, (KINDS[kind], rows.value, columns.value, apart.value))
 
     def cublasLtMatmulPreferenceCreate(self, pointer: Any) -> int:
         return self._make(pointer, {})
@@ -107,8 +109,12 @@ class Library:
         told = self.things[what.value]
         left, right = self._matrix(a, of_a), self._matrix(b, of_b)
         sums = (left.t() if told[3] else left).float() @ right.float()
+        if left.dtype == torch.float8_e4m3fn:
+            assert (told[25], told[31], told[32]) == (1, 3, 3), "fast sums, and a scale for each row and each feature"
+            sums *= self._matrix(told[17], (torch.float32, sums.shape[0], 1, sums.shape[0]))
+            sums *= self._matrix(told[18], (torch.float32, sums.shape[1], 1, sums.shape[1])).t()
         if told[7] & 4:
-            sums += self._matrix(told[8], (sums.shape[0], 1, sums.shape[0])).float()
+            sums += self._matrix(told[8], (torch.bfloat16, sums.shape[0], 1, sums.shape[0])).float()
         if told[7] & 32:
             sums = functional.gelu(sums, approximate="tanh")
         self._matrix(d, of_d).copy_(sums)
@@ -117,10 +123,10 @@ class Library:
 
     def _matrix(self, address: Any, layout: Any) -> Tensor:
         """What lies at an address column by column."""
-        rows, columns, apart = layout if isinstance(layout, tuple) else self.things[layout.value]
+        kind, rows, columns, apart = layout if isinstance(layout, tuple) else self.things[layout.value]
         place = address if isinstance(address, int) else address.value
-        memory = (ctypes.c_uint16 * (columns * apart)).from_address(place)
-        return torch.frombuffer(memory, dtype=torch.bfloat16).view(columns, apart)[:, :rows].t()
+        memory = (ctypes.c_uint8 * (columns * apart * kind.itemsize)).from_address(place)
+        return torch.frombuffer(memory, dtype=kind).view(columns, apart)[:, :rows].t()
 
 
 def _inputs(tokens: int = 40, inputs: int = 24, features: int = 48) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,6 +146,18 @@ def test_it_is_the_product(biased: bool, gelu: bool) -> None:
     expected = functional.gelu(expected, approximate="tanh") if gelu else expected
     assert ours is not None and torch.equal(ours, expected.bfloat16())
     assert library.ran and not library.things, "all descriptions are given back"
+
+
+def test_in_fp8_it_is_the_product_of_scaled_rows() -> None:
+    library = Library()
+    x, weight, bias = _inputs(inputs=32)
+    (x8, of_x), (weight8, of_weight) = quantise_rows(x), quantise_rows(weight)
+    scales = (of_x.flatten(), of_weight.flatten())
+    ours = CublasLt(library, ONE).linear(x8, weight8, bias, False, scales)
+    expected = product(x8, of_x, weight8, scales[1], bias, torch.bfloat16)
+    assert ours is not None and ours.dtype == torch.bfloat16
+    assert torch.allclose(ours, expected, rtol=2**-7, atol=1e-6)
+    assert library.ran and not library.things
 
 
 def test_a_tile_that_fills_the_rounds_is_taken() -> None:
@@ -184,36 +202,49 @@ def test_elsewhere_than_on_a_gpu_torch_does_it(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("tokens", "inputs", "features", "gelu"),
-    [(9984, 4096, 4096, False), (9984, 16384, 4096, False), (4992, 4096, 16384, True), (1248, 4096, 4096, False)],
-)
+    ("tokens", "inputs", "features", "last"),
+    [
+        (9984, 4096, 4096, ""), (9984, 16384, 4096, ""), (4992, 4096, 16384, "gelu"), (1248, 4096, 4096, ""),
+        (4992, 4096, 4096, "fp8"),
+    ],
+)  # fmt: skip
 def test_the_bytes_are_those_of_torch_on_the_gpu(
-    monkeypatch: pytest.MonkeyPatch, tokens: int, inputs: int, features: int, gelu: bool
+    monkeypatch: pytest.MonkeyPatch, tokens: int, inputs: int, features: int, last: str
 ) -> None:
     monkeypatch.setattr(cublas, "TAKEN", True)
     x, weight, bias = (part.cuda() for part in _inputs(tokens, inputs, features))
     weight /= inputs**0.5
-    expected = (
-        torch._addmm_activation(bias, x, weight.t(), use_gelu=True) if gelu else functional.linear(x, weight, bias)
-    )
-    ours = cublas.linear(x, weight, bias, gelu)
-    assert ours is not None, "a better tile is known for each of these"
-    assert torch.equal(ours, expected)
+    take = partial(cublas.linear, x, weight, bias, last == "gelu")
+    if last == "gelu":
+        expected = torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
+    elif last == "fp8":
+        (x8, of_x), (weight8, of_weight) = quantise_rows(x), quantise_rows(weight)
+        expected = product(x8, of_x, weight8, of_weight.flatten(), bias, torch.bfloat16)
+        take = partial(cublas.linear, x8, weight8, bias, scales=(of_x.flatten(), of_weight.flatten()))
+    else:
+        expected = functional.linear(x, weight, bias)
+    first = take()
+    assert first is not None, "a better tile is known for each of these"
+    if last == "fp8":
+        # Another order of the two scales.
+        assert torch.allclose(first, expected, rtol=2**-7, atol=1e-5)
+    else:
+        assert torch.equal(first, expected)
     # On two streams at once, and from a graph: what a kernel counts in is its own each time.
     other = torch.cuda.Stream()
     other.wait_stream(torch.cuda.current_stream())
-    results = []
+    results: list[Tensor | None] = []
     for _ in range(10):
         with torch.cuda.stream(other):
-            results.append(cublas.linear(x, weight, bias, gelu))
-        results.append(cublas.linear(x, weight, bias, gelu))
+            results.append(take())
+        results.append(take())
     torch.cuda.synchronize()
-    assert all(result is not None and torch.equal(result, expected) for result in results)
+    assert all(result is not None and torch.equal(result, first) for result in results)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        recorded = cublas.linear(x, weight, bias, gelu)
+        recorded = take()
     assert recorded is not None
     recorded.zero_()
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(recorded, expected)
+    assert torch.equal(recorded, first)

@@ -1,4 +1,4 @@
-"""Products of bfloat16 by cuBLASLt with a tile of our choice, where cuBLAS's own leaves much of a round empty.
+"""Products in bfloat16 or fp8 by cuBLASLt with a tile of our choice, where cuBLAS's own leaves much of a round empty.
 
 cuBLAS has kernels for hundreds of tiles on a Hopper GPU, but chooses among eight, none of them fit to the rounds of a
 given product. Here its choice is kept but for the tile, how tiles are paired, and their order; the sums are the same, value
@@ -33,8 +33,9 @@ WORKSPACE = 1_024
 # What Hopper's copy engine asks of addresses.
 _BYTES = 16
 
-_FLOAT32, _BFLOAT16, _COMPUTE_FLOAT32 = 0, 14, 68
+_FLOAT32, _BFLOAT16, _E4M3, _COMPUTE_FLOAT32 = 0, 14, 28, 68
 _TRANSPOSE_A, _EPILOGUE, _BIAS = 3, 7, 8
+_SCALES, _SCALE_MODES, _ONE_FOR_EACH, _FAST_SUMS = (17, 18), (31, 32), 3, 25
 _BIAS_ADDED, _GELU = 4, 32
 _TILE, _OPTION, _CLUSTER = (1, ctypes.c_uint32), (5, ctypes.c_uint32), (8, ctypes.c_uint16)
 _CLUSTERS = {(2, 1): 3, (1, 2): 5}
@@ -81,7 +82,8 @@ class Problem:
     inputs: int
     features: int
     bias: bool
-    gelu: bool
+    gelu: bool = False
+    fp8: bool = False
 
     @property
     def epilogue(self) -> int:
@@ -98,19 +100,26 @@ class Choice:
     workspace: int
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor | None:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False, scales: tuple[Tensor, Tensor] | None = None
+) -> Tensor | None:
     """x [..., inputs] times weight [features, inputs] plus bias, then GELU (tanh) if asked for; None where torch should.
 
-    bfloat16 on a Hopper GPU. Works inside a CUDA graph's capture.
+    In bfloat16 on a Hopper GPU, or both in e4m3 with `scales` float32 of every row of x [...] and of the weight [features].
+    Works inside a CUDA graph's capture.
     """
-    if not TAKEN or x.device.type != "cuda" or x.dtype != torch.bfloat16 or (lt := of(x.device)) is None:
+    kind = torch.bfloat16 if scales is None else torch.float8_e4m3fn
+    if not TAKEN or x.device.type != "cuda" or x.dtype != kind or (lt := of(x.device)) is None:
         return None
     rows = x.flatten(0, -2)
-    parts = [part for part in (rows, weight, bias) if part is not None]
-    if not all(part.is_contiguous() and part.data_ptr() % _BYTES == 0 for part in parts):
+    if not all(part.is_contiguous() and part.data_ptr() % _BYTES == 0 for part in _given(rows, weight, bias, scales)):
         return None
-    result = lt.linear(rows, weight, bias, gelu)
+    result = lt.linear(rows, weight, bias, gelu, scales)
     return None if result is None else result.unflatten(0, x.shape[:-1])
+
+
+def _given(x: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    return [part for part in (x, weight, bias, *(scales or ())) if part is not None]
 
 
 class CublasLt:
@@ -122,21 +131,26 @@ class CublasLt:
         self._do("cublasLtCreate", ctypes.byref(self.handle))
         self.choices: dict[Problem, Choice | None] = {}
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor | None:
-        """[tokens, features]; None where cuBLAS's own choice stands."""
-        problem = Problem(x.shape[0], x.shape[1], weight.shape[0], bias is not None, gelu)
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, scales: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | None:
+        """bfloat16 [tokens, features]; None where cuBLAS's own choice stands."""
+        problem = Problem(x.shape[0], x.shape[1], weight.shape[0], bias is not None, gelu, scales is not None)
         if problem not in self.choices:
             with closing(self.choices_for(problem)) as found:
                 self.choices[problem] = next(found, None)
         choice = self.choices[problem]
         if choice is None:
             return None
-        result = x.new_empty(problem.tokens, problem.features)
+        result = x.new_empty(problem.tokens, problem.features, dtype=torch.bfloat16)
         space = x.new_empty(choice.workspace, dtype=torch.uint8)
         one, zero = ctypes.c_float(1), ctypes.c_float(0)
         with _Operation(self, problem) as operation:
             if bias is not None:
                 operation.set(_BIAS, ctypes.c_uint64(bias.data_ptr()))
+            # The weight comes first, as the matrix that cuBLAS calls A.
+            for number, scale in zip(_SCALES, reversed(scales or ()), strict=False):
+                operation.set(number, ctypes.c_uint64(scale.data_ptr()))
             status = self.library.cublasLtMatmul(
                 self.handle, operation.description, ctypes.byref(one),
                 _address(weight), operation.weight, _address(x), operation.x,
@@ -213,12 +227,18 @@ class _Operation:
         self.lt._do("cublasLtMatmulDescCreate", ctypes.byref(self.description), _COMPUTE_FLOAT32, _FLOAT32)
         self.set(_TRANSPOSE_A, ctypes.c_int32(1))
         self.set(_EPILOGUE, ctypes.c_int32(problem.epilogue))
-        for layout, rows, columns in (
-            (self.weight, problem.inputs, problem.features), (self.x, problem.inputs, problem.tokens),
-            (self.result, problem.features, problem.tokens),
+        kind = _BFLOAT16
+        if problem.fp8:
+            kind = _E4M3
+            self.set(_FAST_SUMS, ctypes.c_int8(1))
+            for number in _SCALE_MODES:
+                self.set(number, ctypes.c_int32(_ONE_FOR_EACH))
+        for layout, of_what, rows, columns in (
+            (self.weight, kind, problem.inputs, problem.features), (self.x, kind, problem.inputs, problem.tokens),
+            (self.result, _BFLOAT16, problem.features, problem.tokens),
         ):  # fmt: skip
             sides = (ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows))
-            self.lt._do("cublasLtMatrixLayoutCreate", ctypes.byref(layout), _BFLOAT16, *sides)
+            self.lt._do("cublasLtMatrixLayoutCreate", ctypes.byref(layout), of_what, *sides)
         return self
 
     def __exit__(self, *_: object) -> Literal[False]:

@@ -77,7 +77,12 @@ class JoinedRows:
         rows = x if isinstance(x, Rows) else ops.quantise(x)
         skip = sum(self.sizes[:first])
         bias = self.bias if self.bias is None else self.bias[skip:]
-        product = multiply(rows.values, rows.scales, self.weight[skip:], self.scale[skip:], bias, self.dtype)
+        weight, scale = self.weight[skip:], self.scale[skip:]
+        product = None
+        if self.dtype == torch.bfloat16:
+            product = cublas.linear(rows.values, weight, bias, scales=(rows.scales, scale))
+        if product is None:
+            product = multiply(rows.values, rows.scales, weight, scale, bias, self.dtype)
         return product.split(self.sizes[first:], dim=-1)
 
 
