@@ -37,6 +37,8 @@ _FLOAT32, _BFLOAT16, _E4M3, _COMPUTE_FLOAT32 = 0, 14, 28, 68
 _TRANSPOSE_A, _EPILOGUE, _BIAS = 3, 7, 8
 _SCALES, _SCALE_MODES, _ONE_FOR_EACH, _FAST_SUMS = (17, 18), (31, 32), 3, 25
 _BIAS_ADDED, _GELU = 4, 32
+# Where a bias or a scale lies while it is only asked what could be done.
+_SOMEWHERE = ctypes.c_uint64(1 << 20)
 _TILE, _OPTION, _CLUSTER = (1, ctypes.c_uint32), (5, ctypes.c_uint32), (8, ctypes.c_uint16)
 _CLUSTERS = {(2, 1): 3, (1, 2): 5}
 # By the names of the kernels that they start: 4 has two warpgroups on one tile instead of one on each of two, 2 goes along
@@ -227,12 +229,15 @@ class _Operation:
         self.lt._do("cublasLtMatmulDescCreate", ctypes.byref(self.description), _COMPUTE_FLOAT32, _FLOAT32)
         self.set(_TRANSPOSE_A, ctypes.c_int32(1))
         self.set(_EPILOGUE, ctypes.c_int32(problem.epilogue))
+        if problem.bias:
+            self.set(_BIAS, _SOMEWHERE)
         kind = _BFLOAT16
         if problem.fp8:
             kind = _E4M3
             self.set(_FAST_SUMS, ctypes.c_int8(1))
-            for number in _SCALE_MODES:
-                self.set(number, ctypes.c_int32(_ONE_FOR_EACH))
+            for mode, scale in zip(_SCALE_MODES, _SCALES, strict=True):
+                self.set(mode, ctypes.c_int32(_ONE_FOR_EACH))
+                self.set(scale, _SOMEWHERE)
         for layout, of_what, rows, columns in (
             (self.weight, kind, problem.inputs, problem.features), (self.x, kind, problem.inputs, problem.tokens),
             (self.result, _BFLOAT16, problem.features, problem.tokens),
