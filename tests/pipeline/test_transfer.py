@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ltx2.pipeline.mux import writing
-from ltx2.pipeline.transfer import Arriving, aside, moment, to_host
+from ltx2.pipeline.transfer import Arriving, to_host
 from ltx2.spec.errors import InvalidOutput
 from tests.pipeline.test_mux import RATE, _encoders, _pictures, _plan, _wave
 
@@ -71,29 +71,3 @@ def test_chunks_arrive_whole_while_the_gpu_makes_the_next_ones() -> None:
     with ThreadPoolExecutor(1) as other:
         for number, chunk in enumerate(other.map(Arriving.arrived, leaving)):
             assert chunk.is_pinned() and bool((chunk == 50 + number).all())
-
-
-def test_on_a_cpu_nothing_is_aside() -> None:
-    source = torch.arange(4)
-    with aside(moment(source.device), source):
-        assert to_host(source * 2).arrived().tolist() == [0, 2, 4, 6]
-
-
-@pytest.mark.gpu
-def test_what_is_aside_neither_waits_nor_is_waited_for() -> None:
-    source = torch.arange(1 << 20, device="cuda")
-    big = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    with aside(moment(source.device), source):
-        to_host(source + 1).arrived()
-    ready = moment(source.device)
-    for _ in range(400):
-        big @ big
-    done = moment(source.device)
-    with aside(ready, source):
-        leaving = to_host(source * 3)
-    assert bool((leaving.arrived() == torch.arange(1 << 20) * 3).all())
-    assert not done.query(), "half a second of products is not over when what ran beside them has arrived"
-    chunk = to_host(big[:2])
-    with aside(moment(source.device), source):
-        other = to_host(source + 7)
-    assert bool((other.arrived() == 7).all()) and chunk.arrived().shape == (2, 8192)

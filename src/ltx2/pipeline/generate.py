@@ -25,7 +25,7 @@ from ltx2.pipeline.latents import (
 from ltx2.pipeline.mux import writing
 from ltx2.pipeline.sampling import Latents, Noise, normalised
 from ltx2.pipeline.text import Context, embed
-from ltx2.pipeline.transfer import aside, moment, to_host
+from ltx2.pipeline.transfer import to_host
 from ltx2.pipeline.upsample import upsample
 from ltx2.spec.events import Progress
 from ltx2.spec.plan import Plan, Stage
@@ -163,23 +163,20 @@ def _single_frames(tokens: int, first: int, models: Models) -> Tensor:
 def _write(
     models: Models, plan: Plan, out: Path, parts: tuple[Iterator[Tensor], Tensor], skipped: int
 ) -> Generator[Progress, None, None]:
-    """Write chunks of frames as they come, and the sound of audio tokens, which is made beside them.
+    """Write chunks of frames as they come, and the sound of audio tokens, which is made after the first.
 
     Nothing here waits for a GPU: the encoders' threads wait for what they encode, and the GPU has all its work at once.
     """
     pictures, sound = parts
     lossy = lossy_paths(models.networks["transformer"], plan, models.fast_passes and models.attention == "fp8")
     with writing(plan, out, models.card.output_sampling_rate if plan.audio else None, skipped, lossy) as muxer:
-        ready = moment(sound.device)
         for planes in map(yuv420, pictures):
             first = muxer.count == 0
             muxer.frames(to_host(planes))
             if first:
                 yield Progress("decode", 1, 1)
             if first and plan.audio:
-                # Its many small kernels are launched while the GPU has the first frames to work on, and run beside them.
-                with aside(ready, sound):
-                    muxer.sound(to_host(decode_audio(models, sound), audible))
+                muxer.sound(to_host(decode_audio(models, sound), audible))
                 yield Progress("sound", 1, 1)
             if muxer.count < plan.frames:
                 yield Progress("write", muxer.count, plan.frames)

@@ -1,9 +1,8 @@
-"""From the device to the host, beside the device's work, and what else runs beside it."""
+"""From the device to the host, beside the device's work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -39,10 +38,8 @@ def to_host(source: Tensor, then: Callable[[Tensor], Tensor] = _as_it_is) -> Arr
     """Begin to copy `source`; from a GPU through pinned memory, ten times as fast as without, on a stream of its own."""
     if source.device.type != "cuda":
         return Arriving(source, None, then)
-    current = torch.cuda.current_stream(source.device)
-    # One for each that it copies from: what leaves one stream does not wait for what leaves another.
-    stream, host = _copies(current), torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-    stream.wait_stream(current)
+    stream, host = _copies(source.device), torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+    stream.wait_stream(torch.cuda.current_stream(source.device))
     with torch.cuda.stream(stream):
         host.copy_(source, non_blocking=True)
     # Its memory goes to others as soon as nobody holds it, but not before the copy.
@@ -50,29 +47,6 @@ def to_host(source: Tensor, then: Callable[[Tensor], Tensor] = _as_it_is) -> Arr
     return Arriving(host, stream.record_event(), then)
 
 
-def moment(device: torch.device) -> Any:
-    """What is queued on a device up to now, for `aside`; None elsewhere than on a GPU."""
-    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-
-
-@contextmanager
-def aside(since: Any, source: Tensor) -> Iterator[None]:
-    """What is launched inside runs beside the device's work from a `moment` on, in which `source` was there to be read."""
-    if since is None:
-        yield
-        return
-    stream = _beside(source.device)
-    stream.wait_event(since)
-    source.record_stream(stream)
-    with torch.cuda.stream(stream):
-        yield
-
-
 @cache
-def _copies(source: Any) -> Any:
-    return torch.cuda.Stream(source.device)
-
-
-@cache
-def _beside(device: torch.device) -> Any:
+def _copies(device: torch.device) -> Any:
     return torch.cuda.Stream(device)
