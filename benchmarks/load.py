@@ -176,8 +176,7 @@ def _by_tile(lab: Lab, shape: tuple[int, int, int], last: str) -> Works:
         (x, of_x), (weight, of_weight) = quantise_rows(x), quantise_rows(weight)
         scales = (of_x.flatten(), of_weight.flatten())
         works = {"torch": partial(product, x, of_x, weight, scales[1], bias, lab.dtype)}
-    lt = cublas.of(lab.device) if lab.device.type == "cuda" else None
-    if lt is None:
+    if (lt := cublas.of(lab.device)) is None:
         return works
     problem = cublas.Problem(tokens, inner, outer, True, last == "gelu", last == "fp8")
     for number, choice in enumerate(islice(lt.choices_for(problem, gain=-0.02), 6)):

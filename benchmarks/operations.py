@@ -56,12 +56,11 @@ def _values(fused: Ops, values: int | None) -> Iterator[None]:
         return
     from ltx2.models.fast import launch
 
-    before = launch.VALUES, launch.ROWS_VALUES
-    launch.VALUES = launch.ROWS_VALUES = values
+    before, launch.VALUES = launch.VALUES, values
     try:
         yield
     finally:
-        launch.VALUES, launch.ROWS_VALUES = before
+        launch.VALUES = before
 
 
 def _op_cases(lab: Lab, rows: int, tokens: int, heads: int, half: int) -> list[tuple[str, int, Callable[[Ops], Any]]]:

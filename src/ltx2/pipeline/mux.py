@@ -29,8 +29,8 @@ CRF = "19"
 # look ahead: by itself x264 takes a third of the others, four, and on 16 cores all others wait for those.
 X264 = "partitions=i8x8:lookahead-threads=8"
 THREADS = 12
-# FFmpeg's AAC by its quick search, at more bits a second: nearer to the sound than its thorough one at 192,000, which takes
-# up to 0.3 s for four seconds of speech or chords and so longer than the picture.
+# FFmpeg's AAC by its quick search, at more bits a second: nearer to all sounds but white noise than its thorough one at
+# 192,000, which takes 0.16 to 0.28 s for four seconds of speech and so longer than the picture.
 AAC, AAC_RATE = {"aac_coder": "fast"}, 256_000
 # Chunks of the decoder that may wait for the encoder: all of a usual clip, so that the device is free early.
 QUEUE = 8

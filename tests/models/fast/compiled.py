@@ -51,7 +51,7 @@ def main() -> None:
                     "READS_0": 2 * fp8,
                     "READS_1": int(fp8),
                 },
-                launch.warps(4096, rows=fp8),
+                launch.warps(4096),
                 fp8,
             )
         gates = {"HEADS": 32, "WIDTH": 128, "BLOCK_HEADS": 32, "BLOCK_WIDTH": 128, "QUANTISE": fp8}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ltx2.models.fast.ops import Heads
+from ltx2.models.fast.ops import Heads, hopper
 from ltx2.models.precision import FP8
 from ltx2.spec.errors import RefusedRequest
 
@@ -31,7 +31,6 @@ FA3_TOKENS, FA3_KEYS = 4_096, 1_024
 FP8_TOKENS = 4_096
 # What FlashAttention 3 moves at once, and so of fp8 the number of channels of which a head must be a multiple.
 _BYTES = 16
-HOPPER = 9
 ORDER = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # The weights of a softmax are multiplied by this before they become e4m3, so that small ones are kept.
 _WEIGHTS = 256.0
@@ -96,7 +95,7 @@ def no_fp8_attention(device: torch.device) -> str | None:
     """Why there can be no attention in fp8 on this device; None where there can."""
     if device.type != "cuda":
         return "only GPUs have fp8 units"
-    if torch.cuda.get_device_capability(device)[0] != HOPPER:
+    if not hopper(device):
         return f"{torch.cuda.get_device_name(device)} is no Hopper GPU (compute capability 9.0)"
     missing = [name for name in ("fa3_fwd_interface", "triton") if importlib.util.find_spec(name) is None]
     package = {"fa3_fwd_interface": "fa3-fwd", "triton": "triton"}
@@ -137,7 +136,7 @@ def takes_flash_3(device: torch.device, dtype: torch.dtype, queries: int, keys: 
     """Whether FlashAttention 3 is there (its wheel is `fa3-fwd`), and both sequences long enough to gain by it."""
     if device.type != "cuda" or dtype != torch.bfloat16 or queries < FA3_TOKENS or keys < FA3_KEYS:
         return False
-    return torch.cuda.get_device_capability(device)[0] == HOPPER and flash_3() is not None
+    return hopper(device) and flash_3() is not None
 
 
 @cache

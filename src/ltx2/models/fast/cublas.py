@@ -1,8 +1,8 @@
 """Products in bfloat16 or fp8 by cuBLASLt with a tile of our choice, where cuBLAS's own leaves much of a round empty.
 
 cuBLAS has kernels for hundreds of tiles on a Hopper GPU, but chooses among eight, none of them fit to the rounds of a
-given product. Here its choice is kept but for the tile, how tiles are paired, and their order; the sums are the same, value
-by value in the same order, and so are the bytes. The numbers below are those of cublasLt.h (CUDA 13.0).
+given product. Here its choice is kept but for the tile, how tiles are paired, and their order. Each sum is made in the same
+order; five products that were compared had the same bytes. The numbers below are those of cublasLt.h (CUDA 13).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ltx2.models.fast.ops import hopper, on
 from ltx2.models.fast.tiles import Tile, better
 
 log = logging.getLogger(__name__)
 
 # Not yet: in a probe of these choices a pass of 490 ms took 478, but as it is here it has not run on a GPU.
 TAKEN = False
-HOPPER = 9
 # By how much more `worth` another tile must be than cuBLAS's own before it is taken.
 GAIN = 0.015
 # Kernels that count their tiles take 4 bytes; what wants more adds sums up in parts, and gives other bytes.
@@ -111,7 +111,7 @@ def linear(
     Works inside a CUDA graph's capture.
     """
     kind = torch.bfloat16 if scales is None else torch.float8_e4m3fn
-    if not TAKEN or x.device.type != "cuda" or x.dtype != kind or (lt := of(x.device)) is None:
+    if not TAKEN or x.dtype != kind or (lt := of(x.device)) is None:
         return None
     rows = x.flatten(0, -2)
     if not all(part.is_contiguous() and part.data_ptr() % _BYTES == 0 for part in _given(rows, weight, bias, scales)):
@@ -261,11 +261,11 @@ class _Operation:
 @cache
 def of(device: torch.device) -> CublasLt | None:
     """cuBLASLt for a Hopper GPU, torch's own copy of it; None elsewhere, said aloud where it should be there."""
-    if torch.cuda.get_device_capability(device)[0] != HOPPER or torch.version.cuda is None:
+    if not hopper(device) or torch.version.cuda is None:
         return None
     name = f"libcublasLt.so.{torch.version.cuda.split('.')[0]}"
     try:
-        with torch.cuda.device(device):
+        with on(device):
             return CublasLt(ctypes.CDLL(name), torch.cuda.get_device_properties(device).multi_processor_count)
     except (OSError, RuntimeError, AttributeError) as error:
         log.warning("no tiles of our choice: %s: %s", name, error)

@@ -149,7 +149,7 @@ def residual_norm(
     indexed = index is not None
     _residual_norm[(batches * tokens,)](
         h, y, h if gate is None else gate, index if indexed else h, out, *arguments, tokens, *strides, eps,
-        DIM=width, **_shape(width, any(wanted)), ADDS=update is not None, GATED=gate is not None, INDEXED=indexed,
+        DIM=width, **_shape(width), ADDS=update is not None, GATED=gate is not None, INDEXED=indexed,
         TARGETS=len(targets), AFFINE_0=bool(targets) and targets[0] is not None,
         AFFINE_1=len(targets) > 1 and targets[1] is not None, READS_0=int(wanted[0]) if wanted else 0,
         READS_1=int(wanted[1]) if len(wanted) > 1 else 0,
@@ -220,5 +220,5 @@ def _strides(modulation: Tensor | None) -> tuple[int, int]:
     return (modulation.stride(0) if rows > 1 else 0, modulation.stride(1) if levels > 1 else 0)
 
 
-def _shape(width: int, rows: bool = False) -> dict[str, int]:
-    return {"BLOCK": triton.next_power_of_2(width), "num_warps": warps(width, rows)}
+def _shape(width: int) -> dict[str, int]:
+    return {"BLOCK": triton.next_power_of_2(width), "num_warps": warps(width)}

@@ -13,9 +13,8 @@ from ltx2.models.fast.ops import Rows
 from ltx2.models.precision import E4M3_MAX, FP8, SMALLEST
 
 LARGEST, LEAST = tl.constexpr(E4M3_MAX), tl.constexpr(SMALLEST)
-# Values a thread has of a row: one of 4,096 is eight warps. More where a row is added to, normalised and stored in e4m3: on
-# an H200 96 us instead of 105 with 16 or 8, though with 8 nothing goes through shared memory. `speed.py ops` measures others.
-VALUES, ROWS_VALUES = 16, 32
+# Values a thread has of a row: one of 4,096 is eight warps. `speed.py ops` measures others; on two H200s none is faster.
+VALUES = 16
 
 
 @triton.jit
@@ -40,6 +39,6 @@ def written(values: Tensor, rows: Tensor | None, plain: Tensor | None = None) ->
     return values if rows is None else Rows(values, rows, plain)
 
 
-def warps(width: int, rows: bool = False) -> int:
-    """How many warps a row gets; `rows` where it is stored in e4m3 after a sum over it."""
-    return min(max(triton.next_power_of_2(width) // (32 * (ROWS_VALUES if rows else VALUES)), 1), 16)
+def warps(width: int) -> int:
+    """How many warps a row gets."""
+    return min(max(triton.next_power_of_2(width) // (32 * VALUES), 1), 16)

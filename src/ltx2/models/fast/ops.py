@@ -72,6 +72,7 @@ class Heads(NamedTuple):
     scales: tuple[Tensor, Tensor, Tensor]
 
 
+_HOPPER = 9
 Pair = tuple[Tensor, Tensor]
 """Of queries and of keys."""
 Update = tuple[Tensor, Tensor | None]
@@ -297,6 +298,11 @@ def no_kernels(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
     return None
+
+
+def hopper(device: torch.device) -> bool:
+    """Whether a device is a Hopper GPU (compute capability 9)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == _HOPPER
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx2.models.fast import cublas
-from ltx2.models.fast.ops import Ops, Reads, Rows
+from ltx2.models.fast.ops import Ops, Reads, Rows, hopper
 from ltx2.models.lora import LowRank
 from ltx2.models.precision import Fp8Linear, runs_on_units
 from ltx2.models.precision import product as multiply
 
 Additions = tuple[tuple[Tensor, Tensor, float], ...]
 
-HOPPER = 9
 # Rows and columns of the tiles that serve Hopper best, and the share of the multiprocessors' rounds below which cuBLAS (13.0)
 # leaves them for 192x192: at 2 x 4,992 tokens and 4,096 columns, where every row of the batch by itself gets them.
 # On one H200 a pass of 498.7 ms takes 494.1 with the square layers so, and 3 less with the feed-forward's second one; the
@@ -171,9 +170,7 @@ def _filled(rows: int, columns: int, processors: int) -> float:
 @cache
 def _processors(device: torch.device) -> int:
     """How many multiprocessors a Hopper GPU has; 0 of other devices, where nothing of this was measured."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != HOPPER:
-        return 0
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return torch.cuda.get_device_properties(device).multi_processor_count if hopper(device) else 0
 
 
 def project(layers: Sequence[nn.Module]) -> Projection:
