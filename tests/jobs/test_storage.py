@@ -284,7 +284,7 @@ def keeping(store: Store, shelf: Shelf) -> Iterator[list[int]]:
     """A keeper at work; the list grows with its rounds."""
     stop, rounds = threading.Event(), list[int]()
     real = store.sweep
-    store.sweep = lambda forget=True: (real(forget), rounds.append(1))[0]  # type: ignore[method-assign]
+    store.sweep = lambda forget=True, at=None: (real(forget, at), rounds.append(1))[0]  # type: ignore[method-assign]
     keeper = threading.Thread(target=keep, args=(store, shelf, stop, 0.02))
     keeper.start()
     try:
@@ -321,6 +321,23 @@ def test_f8_a_clock_that_jumps_ahead_deletes_nothing_until_it_is_believed(
         monkeypatch.setattr(keeper_module, "GRACE", 0.3)
         now.ahead = 365 * 86_400.0
         wait_for(lambda: not list(shelf.folder.iterdir()))
+
+
+def test_f8_a_clock_that_jumps_after_the_look_at_it_deletes_nothing(
+    store: Store, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, real = Clock(monkeypatch), store.now
+    job = add(store)
+    finish(store, shelf)
+
+    def look() -> float:
+        seen, now.ahead = real(), 365 * 86_400.0
+        return seen
+
+    monkeypatch.setattr(store, "now", look)
+    with keeping(store, shelf) as rounds:
+        some(rounds)
+    assert shelf.video(store.get("ann", job.id))
 
 
 def test_f8_hours_that_pass_as_they_should_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:

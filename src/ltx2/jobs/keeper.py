@@ -49,12 +49,14 @@ def keep(store: Store, shelf: Shelf, stop: threading.Event, pause: float = 5.0) 
     rounds, calendar = 0, Calendar()
     while not stop.is_set():
         try:
-            believed = calendar.believe(store.now())
-            swept = store.sweep(forget=believed)
+            # What is old is so by this look at the clock: the next one may follow a jump, which nobody has noticed yet.
+            now = store.now()
+            believed = calendar.believe(now)
+            swept = store.sweep(forget=believed, at=now)
             if swept.lost or swept.expired:
                 LOG.warning("swept: %d jobs of dead workers, %d past their deadline", swept.lost, swept.expired)
             if believed:
-                shelf.wither(store)
+                shelf.wither(store, now)
             if rounds % ROUNDS_TO_CLEAR == 0:
                 shelf.clear(store)
         except StoreUnavailable as error:

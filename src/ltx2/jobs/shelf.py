@@ -64,9 +64,10 @@ class Shelf:
         for path in (self._part(claim), self._place(claim)):
             shutil.rmtree(path, ignore_errors=True)
 
-    def wither(self, store: Store) -> int:
-        """Delete the files of jobs that have been kept long enough or were removed; returns how many jobs."""
-        jobs = store.withering()
+    def wither(self, store: Store, at: float | None = None) -> int:
+        """Delete the files of jobs that have been kept long enough `at` a moment, by default now, or were removed; returns
+        how many jobs."""
+        jobs = store.withering(at)
         for job in jobs:
             # Files first: after a crash in between the row is still there to say what is to be done.
             shutil.rmtree(self.folder / str(job.number), ignore_errors=True)

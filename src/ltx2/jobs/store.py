@@ -100,17 +100,18 @@ class Store:
 
     # The house
 
-    def sweep(self, forget: bool = True) -> sweep.Swept:
-        """Free the jobs of dead workers, end those that are too late and, if asked to forget, delete old records."""
-        return self.database.write(sweep.sweep, self.rules, forget)
+    def sweep(self, forget: bool = True, at: float | None = None) -> sweep.Swept:
+        """Free the jobs of dead workers, end those that are too late and, if asked to forget, delete records that are old
+        `at` a moment, by default now."""
+        return self.database.write(sweep.sweep, self.rules, forget, at)
 
     def now(self) -> float:
         """Seconds since 1970 by the database's clock."""
         return self.database.read(sweep.now)
 
-    def withering(self) -> Sequence[Job]:
-        """Jobs whose files are to be deleted."""
-        return self.database.read(sweep.withering)
+    def withering(self, at: float | None = None) -> Sequence[Job]:
+        """Jobs whose files are to be deleted `at` a moment, by default now."""
+        return self.database.read(sweep.withering, at)
 
     def withered(self, job: Job) -> None:
         """The files of this job are deleted."""

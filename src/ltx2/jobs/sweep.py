@@ -35,8 +35,11 @@ def now(connection: Connection) -> float:
     return clock(connection)
 
 
-def sweep(connection: Connection, rules: Rules, forget: bool = True) -> Swept:
-    """One round over the queue; rows that others hold wait for the next. `forget` says whether to delete old records."""
+def sweep(connection: Connection, rules: Rules, forget: bool = True, at: float | None = None) -> Swept:
+    """One round over the queue; rows that others hold wait for the next.
+
+    `forget` says whether to delete records that are old `at` this moment, by default now.
+    """
     now = clock(connection)
     # A lease that ends later than any lease can was given before the clock was set back.
     over = or_(JOBS.c.lease_until <= now, JOBS.c.lease_until > now + FAR * rules.lease)
@@ -46,12 +49,13 @@ def sweep(connection: Connection, rules: Rules, forget: bool = True) -> Swept:
     expired = _take(connection, and_(JOBS.c.state == "queued", JOBS.c.deadline <= now))
     for job in expired:
         end(connection, job, EXPIRED, rules)
-    return Swept(len(lost), len(expired), _forget(connection, now, rules) if forget else 0)
+    return Swept(len(lost), len(expired), _forget(connection, now if at is None else at, rules) if forget else 0)
 
 
-def withering(connection: Connection) -> Sequence[Job]:
-    """Ended jobs whose files are to go: kept long enough, or removed by their client."""
-    over = or_(and_(JOBS.c.expires <= clock(connection), JOBS.c.published.is_not(None)), JOBS.c.removed.is_(True))
+def withering(connection: Connection, at: float | None = None) -> Sequence[Job]:
+    """Ended jobs whose files are to go: kept long enough `at` this moment, by default now, or removed by their client."""
+    at = clock(connection) if at is None else at
+    over = or_(and_(JOBS.c.expires <= at, JOBS.c.published.is_not(None)), JOBS.c.removed.is_(True))
     rows = connection.execute(select(JOBS).where(JOBS.c.state.not_in(OPEN), over).order_by(JOBS.c.number).limit(BATCH))
     return [job_from(row) for row in rows]
 
