@@ -60,13 +60,13 @@ Made = dict[str, Callable[[], Form]]
 
 
 def switched(device: torch.device, transformer: Any) -> Made:
-    """The whole fast path, without some of its parts, with tiles of our choice, and with fp8 attention, which is lossy."""
+    """The whole fast path, without some of its parts, and with fp8 attention, which is lossy."""
     ops, twin = choose(device), partial(Twin, transformer)
     made: Made = {
         "whole": lambda: Form(Stage(twin())),
         "gelu in a kernel": lambda: Form(Stage(twin(replace(ops, linear_gelu=None)))),
         "q and k in two kernels": lambda: Form(Stage(twin(replace(ops, normalise_pair=_two_kernels(ops))))),
-        "tiles of our choice": lambda: Form(Stage(twin()), _our_tiles),
+        "cuBLAS's tiles": lambda: Form(Stage(twin()), _without_our_tiles),
         "one lane": lambda: Form(Stage(twin(lanes=ONE))),
     }
     if attention.takes_flash_3(device, torch.bfloat16, attention.FA3_TOKENS, attention.FA3_KEYS):
@@ -78,12 +78,12 @@ def switched(device: torch.device, transformer: Any) -> Made:
 
 
 @contextmanager
-def _our_tiles() -> Iterator[None]:
-    taken, cublas.TAKEN = cublas.TAKEN, True
+def _without_our_tiles() -> Iterator[None]:
+    of, cublas.of = cublas.of, lambda device: None
     try:
         yield
     finally:
-        cublas.TAKEN = taken
+        cublas.of = of
 
 
 @contextmanager

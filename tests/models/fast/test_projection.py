@@ -50,37 +50,6 @@ def test_linears_are_joined_without_a_second_copy() -> None:
     assert isinstance(again, Joined) and again.weight.data_ptr() == made.weight.data_ptr()
 
 
-@pytest.mark.parametrize(
-    ("tokens", "columns", "alone"),
-    # As timed on an H200: output layers of `classic`, its queries, keys and values; the same for 121 frames.
-    [(4992, 4096, True), (4992, 12288, False), (4992, 2048, False), (4992, 4128, False), (6144, 4096, False)],
-)
-def test_two_rows_are_multiplied_one_by_one_where_tiles_fit_better(tokens: int, columns: int, alone: bool) -> None:
-    assert projection.rows_alone(2, tokens, columns, 132) is alone
-    assert not projection.rows_alone(1, tokens, columns, 132)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_rows_one_by_one_are_the_same_product(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
-    [layer] = _layers(8, bias=bias)
-    layer.to(torch.bfloat16)
-    whole = project([layer])(X.bfloat16(), PLAIN)[0]
-    monkeypatch.setattr(projection, "_processors", lambda _: 132)
-    monkeypatch.setattr(projection, "rows_alone", lambda *_: True)
-    with torch.inference_mode():
-        [alone] = project([layer])(X.bfloat16(), PLAIN)
-    assert torch.equal(alone, whole)
-
-
-@pytest.mark.gpu
-def test_rows_one_by_one_have_the_same_bytes_on_the_gpu() -> None:
-    x, weight, bias = (
-        torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in ((2, 4992, 4096), (4096, 4096), (4096,))
-    )
-    assert projection.rows_alone(*x.shape[:2], len(weight), 132)
-    assert torch.equal(projection.linear(x, weight / 64, bias), torch.nn.functional.linear(x, weight / 64, bias))
-
-
 def test_changes_in_place_reach_the_joined_weight() -> None:
     layers = _layers(8, 8)
     made = project(layers)

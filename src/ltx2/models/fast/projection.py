@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
-from math import ceil
 from typing import Any, Protocol
 
 import torch
@@ -19,18 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ltx2.models.fast import cublas
-from ltx2.models.fast.ops import Ops, Reads, Rows, hopper
+from ltx2.models.fast.ops import Ops, Reads, Rows
 from ltx2.models.lora import LowRank
 from ltx2.models.precision import Fp8Linear, runs_on_units
 from ltx2.models.precision import product as multiply
 
 Additions = tuple[tuple[Tensor, Tensor, float], ...]
-
-# Rows and columns of the tiles that serve Hopper best, and the share of the multiprocessors' rounds below which cuBLAS (13.0)
-# leaves them for 192x192: at 2 x 4,992 tokens and 4,096 columns, where every row of the batch by itself gets them.
-# On one H200 a pass of 498.7 ms takes 494.1 with the square layers so, and 3 less with the feed-forward's second one; the
-# same bytes. 12,288 columns would be 1.5 ms slower.
-TILE, FULL = (256, 128), 0.96
 
 
 class Projection(Protocol):
@@ -140,37 +132,9 @@ class Added:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [..., K] times weight [N, K], plus bias [N]: at once, or a row of the batch at a time where that is faster."""
-    if (chosen := cublas.linear(x, weight, bias)) is not None:
-        return chosen
-    processors = _processors(x.device) if x.ndim == 3 and x.dtype == torch.bfloat16 else 0
-    if not (processors and rows_alone(x.shape[0], x.shape[1], len(weight), processors)):
-        return functional.linear(x, weight, bias)
-    result = x.new_empty(*x.shape[:2], len(weight))
-    for row, into in zip(x, result, strict=True):
-        if bias is None:
-            torch.mm(row, weight.t(), out=into)
-        else:
-            torch.addmm(bias, row, weight.t(), out=into)
-    return result
-
-
-def rows_alone(batch: int, tokens: int, columns: int, processors: int) -> bool:
-    """Whether the tiles of a whole batch leave more of the last round empty than those of its rows by themselves."""
-    whole = _filled(batch * tokens, columns, processors)
-    return whole < FULL and whole < _filled(tokens, columns, processors)
-
-
-def _filled(rows: int, columns: int, processors: int) -> float:
-    """The share of a product's rounds over all multiprocessors in which they have a tile."""
-    rounds = ceil(rows / TILE[0]) * ceil(columns / TILE[1]) / processors
-    return rounds / ceil(rounds)
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    """How many multiprocessors a Hopper GPU has; 0 of other devices, where nothing of this was measured."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if hopper(device) else 0
+    """x [..., K] times weight [N, K], plus bias [N]."""
+    chosen = cublas.linear(x, weight, bias)
+    return functional.linear(x, weight, bias) if chosen is None else chosen
 
 
 def project(layers: Sequence[nn.Module]) -> Projection:
