@@ -56,6 +56,8 @@ def test_every_preset_makes_a_whole_file(engine: Engine, preset: str, tmp_path: 
     assert {"text", "stage 1", "sound", "decode", "write"} <= phases
     assert ("upsample" in phases) == (len(plan.stages) == 2)
     assert set(finished.timings) == phases
+    assert all(seconds > 0 for seconds in finished.timings.values())
+    assert sum(finished.timings.values()) <= finished.seconds
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
     _assert_playable(out, plan, engine.models.card.output_sampling_rate)
 

@@ -63,14 +63,18 @@ def stage_of(extras: Extras, guidance: Guidance = UNGUIDED, sigmas: tuple[float,
     return Stage(32, 32, sigmas, "euler", guidance, guidance, 0.0, extras)
 
 
+def scene_of(device: str) -> Scene:
+    video, audio, words = (torch.zeros(1, *shape, device=device) for shape in ((3, 2, 2), (1, 2, 2), (1, 4)))
+    text = Context(words, words)
+    return Scene(video, audio, text, text)
+
+
 def run(toy: Any, stage: Stage, states: tuple[State, State] | None = None) -> tuple[list[Count], tuple[Tensor, ...]]:
     """All counts, and the final latents."""
     draw = torch.ones(1, 2, 3)
     states = states or (start(torch.zeros(1, 2, 3), 1.0, draw), start(torch.zeros(1, 2, 3), 1.0, draw))
-    text = Context(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4))
-    scene = Scene(torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 2, 2), text, text)
     counts: list[Count] = []
-    running = denoise(toy, stage, states, scene, lambda _kind: ())
+    running = denoise(toy, stage, states, scene_of("cpu"), lambda _kind: ())
     while True:
         try:
             counts.append(next(running))

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,7 +70,7 @@ class Engine:
             plan.seed,
             clock.total(),
             clock.peak_bytes(),
-            clock.timings,
+            clock.timings(),
             warnings,
             sum(clock.skipped.values()),
         )
@@ -141,32 +142,50 @@ class Engine:
 
 
 class _Clock:
-    """Wall time of each phase of a run; waits for the device where a phase ends."""
+    """Wall time of each phase of a run.
+
+    A GPU is given work before it has done what it was given, and to wait for it where a phase ends would leave it without
+    any: its own clock tells when that was.
+    """
 
     def __init__(self, device: torch.device):
-        self.device = device
-        self.timings: dict[str, float] = {}
+        self.device, self.gpu = device, device.type == "cuda"
         self.skipped: dict[str, int] = {}
-        if device.type == "cuda":
+        self._ends: list[tuple[str, float, Any]] = []
+        if self.gpu:
             torch.cuda.reset_peak_memory_stats(device)
-        self.begin = self.last = time.perf_counter()
+        self.begin = time.perf_counter()
+        self._first = self._event()
 
     def mark(self, progress: Progress) -> None:
         if progress.skipped:
             self.skipped[progress.phase] = progress.skipped
-        if progress.step < progress.steps:
-            return
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.timings[progress.phase] = self.timings.get(progress.phase, 0.0) + now - self.last
-        self.last = now
+        if progress.step == progress.steps:
+            self._ends.append((progress.phase, self.total(), self._event()))
+
+    def timings(self) -> dict[str, float]:
+        """Seconds of each phase so far. What runs beside something else counts only as far as it is waited for."""
+        phases: dict[str, float] = {}
+        last = 0.0
+        for phase, at, event in self._ends:
+            if event is not None:
+                event.synchronize()
+                at = max(at, self._first.elapsed_time(event) / 1000)
+            phases[phase] = phases.get(phase, 0.0) + max(0.0, at - last)
+            last = max(last, at)
+        return phases
 
     def total(self) -> float:
         return time.perf_counter() - self.begin
 
     def peak_bytes(self) -> int:
         """Most device memory held during the run; on a CPU the process's largest resident size so far."""
-        if self.device.type == "cuda":
+        if self.gpu:
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _event(self) -> Any:
+        """The moment in which a GPU will have done all that it was given so far; None on a CPU, which has."""
+        if not self.gpu:
+            return None
+        return torch.cuda.current_stream(self.device).record_event(torch.cuda.Event(enable_timing=True))

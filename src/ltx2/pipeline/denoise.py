@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,8 @@ class Count(NamedTuple):
 def denoise(
     passes: Passes, stage: Stage, states: tuple[State, State], scene: Scene, noise: Noise
 ) -> Generator[Count, None, Latents]:
-    """Run a stage's sampler; yields a Count after every evaluation and returns (video, audio) tokens.
+    """Run a stage's sampler; yields a Count after every evaluation and returns (video, audio) tokens. A GPU may still be
+    at the evaluation that was just counted, never at an earlier one.
 
     `passes` are the transformer's guidance passes (`ltx2.models.fast`). The states are (video, audio); latents keep
     their dtype between steps.
@@ -68,6 +69,7 @@ def denoise(
 
     sampling = SAMPLERS[stage.sampler](tuple(state.latent for state in states), stage.sigmas, noise, settle)
     velocities, plain, guided, done = Velocities(stage.extras.cache), stage.unguided, True, 0
+    pace = _Pace(states[0].latent.device)
     try:
         latents, sigma = next(sampling)
         while True:
@@ -82,10 +84,28 @@ def denoise(
                 if stage.extras.cache:
                     velocities.learn(latents, sigma, x0s)
             done += 1
+            pace.wait()
             yield Count(done, velocities.skipped)
             latents, sigma = sampling.send(x0s)
     except StopIteration as finished:
         return finished.value
+
+
+class _Pace:
+    """Lets the host prepare the next evaluation while a GPU is at this one, but no more: what a GPU was given cannot be
+    cancelled, and progress would be told long before there is any."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.last: Any = None
+
+    def wait(self) -> None:
+        """Return when all evaluations but this one are done."""
+        if self.device.type != "cuda":
+            return
+        before, self.last = self.last, torch.cuda.current_stream(self.device).record_event()
+        if before is not None:
+            before.synchronize()
 
 
 def predict(

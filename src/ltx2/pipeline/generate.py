@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ltx2.models.fast import lossy_paths, passes
+from ltx2.models.fast.lanes import lanes_of
 from ltx2.pipeline.colour import yuv420
 from ltx2.pipeline.condition import first_frame
 from ltx2.pipeline.decode import audible, decode_audio, decode_video
@@ -163,11 +164,12 @@ def _single_frames(tokens: int, first: int, models: Models) -> Tensor:
 def _write(
     models: Models, plan: Plan, out: Path, parts: tuple[Iterator[Tensor], Tensor], skipped: int
 ) -> Generator[Progress, None, None]:
-    """Write chunks of frames as they come, and the sound of audio tokens, which is made after the first.
+    """Write chunks of frames as they come, and the sound of audio tokens, which is made beside them.
 
     Nothing here waits for a GPU: the encoders' threads wait for what they encode, and the GPU has all its work at once.
     """
     pictures, sound = parts
+    lanes = lanes_of(models.device)
     lossy = lossy_paths(models.networks["transformer"], plan, models.fast_passes and models.attention == "fp8")
     with writing(plan, out, models.card.output_sampling_rate if plan.audio else None, skipped, lossy) as muxer:
         for planes in map(yuv420, pictures):
@@ -176,8 +178,12 @@ def _write(
             if first:
                 yield Progress("decode", 1, 1)
             if first and plan.audio:
-                muxer.sound(to_host(decode_audio(models, sound), audible))
+                # Many small kernels, beside the rest of the picture, which has time: the encoder is slower than the GPU.
+                lanes.meet(sound)
+                with lanes.aside():
+                    muxer.sound(to_host(decode_audio(models, sound), audible))
                 yield Progress("sound", 1, 1)
             if muxer.count < plan.frames:
                 yield Progress("write", muxer.count, plan.frames)
+        lanes.meet()
     yield Progress("write", plan.frames, plan.frames)
