@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import resource
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +19,9 @@ from PIL import Image
 
 import ltx2.engine.memory as memory
 from ltx2.engine.engine import Engine
+from ltx2.models.fast.lanes import OneLane
 from ltx2.models.small import small
+from ltx2.pipeline import generate as pipeline
 from ltx2.pipeline.mux import read_plan
 from ltx2.spec.errors import DoesNotFit, GenerationFailed, InvalidOutput, RefusedRequest
 from ltx2.spec.events import Finished, Progress
@@ -60,6 +63,33 @@ def test_every_preset_makes_a_whole_file(engine: Engine, preset: str, tmp_path: 
     assert sum(finished.timings.values()) <= finished.seconds
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
     _assert_playable(out, plan, engine.models.card.output_sampling_rate)
+
+
+def test_the_sound_is_made_aside_and_needs_nothing_of_the_picture(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Lanes(OneLane):
+        @contextmanager
+        def aside(self) -> Iterator[None]:
+            told.append("aside")
+            yield
+            told.append("back")
+
+        def meet(self, *crossing: object) -> None:
+            told.append(f"meet with {len(crossing)}")
+
+    def noted(name: str) -> None:
+        work = getattr(pipeline, name)
+        monkeypatch.setattr(pipeline, name, lambda *given: (told.append(name), work(*given))[1])
+
+    monkeypatch.setattr(pipeline, "lanes_of", lambda device: Lanes())
+    noted("yuv420")
+    noted("decode_audio")
+    _run(engine, _plan(engine), tmp_path / "clip.mp4")
+    picture = ["yuv420"] * told.count("yuv420")
+    assert told == ["meet with 1", "yuv420", "aside", "decode_audio", "back", *picture[1:], "meet with 0"]
 
 
 def _assert_playable(path: Path, plan: Plan, rate: int) -> None:

@@ -170,6 +170,8 @@ def _write(
     """
     pictures, sound = parts
     lanes = lanes_of(models.device)
+    # Before the picture: the sound needs nothing of it.
+    lanes.meet(sound)
     lossy = lossy_paths(models.networks["transformer"], plan, models.fast_passes and models.attention == "fp8")
     with writing(plan, out, models.card.output_sampling_rate if plan.audio else None, skipped, lossy) as muxer:
         for planes in map(yuv420, pictures):
@@ -178,8 +180,7 @@ def _write(
             if first:
                 yield Progress("decode", 1, 1)
             if first and plan.audio:
-                # Many small kernels, beside the rest of the picture, which has time: the encoder is slower than the GPU.
-                lanes.meet(sound)
+                # Launched while the GPU is at those frames: its small kernels take longer to launch than to run.
                 with lanes.aside():
                     muxer.sound(to_host(decode_audio(models, sound), audible))
                 yield Progress("sound", 1, 1)
