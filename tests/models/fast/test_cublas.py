@@ -201,6 +201,26 @@ def test_a_product_that_is_refused_is_torchs_from_then_on(caplog: pytest.LogCapt
     assert lt.linear(*_inputs(), False) is None and not library.things
 
 
+def test_a_product_that_cannot_be_described_is_torchs(caplog: pytest.LogCaptureFixture) -> None:
+    library = Library()
+    library.cublasLtMatmulDescSetAttribute = lambda *_: 7
+    lt = CublasLt(library, ONE)
+    with caplog.at_level(logging.WARNING):
+        assert lt.linear(*_inputs(), False) is None
+        assert lt.linear(*_inputs(), False) is None
+    assert caplog.text.count("status 7") == 1, "and that is said once"
+
+
+def test_another_cuda_has_other_numbers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(cublas, "hopper", lambda device: True)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    cublas.of.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert cublas.of(torch.device("cpu")) is None
+    assert "CUDA 12.8" in caplog.text
+    cublas.of.cache_clear()
+
+
 def test_elsewhere_than_on_a_gpu_torch_does_it() -> None:
     assert cublas.linear(*_inputs()) is None
 

@@ -31,6 +31,8 @@ GAIN = 0.035
 WORKSPACE = 1_024
 # What Hopper's copy engine asks of addresses.
 _BYTES = 16
+# Whose numbers these are.
+_CUDA = "13"
 
 _FLOAT32, _BFLOAT16, _E4M3, _COMPUTE_FLOAT32 = 0, 14, 28, 68
 _TRANSPOSE_A, _EPILOGUE, _BIAS = 3, 7, 8
@@ -137,8 +139,7 @@ class CublasLt:
         """bfloat16 [tokens, features]; None where cuBLAS's own choice stands."""
         problem = Problem(x.shape[0], x.shape[1], weight.shape[0], bias is not None, gelu, scales is not None)
         if problem not in self.choices:
-            with closing(self.choices_for(problem)) as found:
-                self.choices[problem] = next(found, None)
+            self.choices[problem] = self._best(problem)
         choice = self.choices[problem]
         if choice is None:
             return None
@@ -164,6 +165,14 @@ class CublasLt:
             self.choices[problem] = None
             return None
         return result
+
+    def _best(self, problem: Problem) -> Choice | None:
+        try:
+            with closing(self.choices_for(problem)) as found:
+                return next(found, None)
+        except RuntimeError as error:
+            log.warning("cuBLASLt cannot describe %s (%s): torch's choice is taken", problem, error)
+            return None
 
     def choices_for(self, problem: Problem, gain: float = GAIN) -> Generator[Choice]:
         """What there is that is worth more by `gain` than cuBLAS's own choice, the best first."""
@@ -259,10 +268,13 @@ class _Operation:
 @cache
 def of(device: torch.device) -> CublasLt | None:
     """cuBLASLt for a Hopper GPU, torch's own copy of it; None elsewhere, said aloud where it should be there."""
-    if not hopper(device) or torch.version.cuda is None:
+    if not hopper(device):
         return None
-    name = f"libcublasLt.so.{torch.version.cuda.split('.')[0]}"
+    name = f"libcublasLt.so.{_CUDA}"
     try:
+        if (built := torch.version.cuda or "none").split(".")[0] != _CUDA:
+            # Others may count tiles in another way.
+            raise RuntimeError(f"torch is built for CUDA {built}, which takes up to 4 % longer than CUDA {_CUDA}")
         with on(device):
             return CublasLt(ctypes.CDLL(name), torch.cuda.get_device_properties(device).multi_processor_count)
     except (OSError, RuntimeError, AttributeError) as error:
