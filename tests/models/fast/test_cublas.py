@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -219,6 +221,36 @@ def test_another_cuda_has_other_numbers(monkeypatch: pytest.MonkeyPatch, caplog:
         assert cublas.of(torch.device("cpu")) is None
     assert "CUDA 12.8" in caplog.text
     cublas.of.cache_clear()
+
+
+def test_the_gpu_of_the_input_is_the_current_one_and_batches_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        assert library.ran, "not only afterwards"
+
+    library = Library()
+    monkeypatch.setattr(cublas, "of", lambda device: CublasLt(library, ONE))
+    monkeypatch.setattr(cublas, "on", on)
+    x, weight, bias = _inputs()
+    ours = cublas.linear(x.view(2, 50, 24), weight, bias)
+    assert ours is not None and torch.equal(
+        ours, functional.linear(x.float(), weight.float(), bias.float()).bfloat16().view(2, 50, 104)
+    )
+    assert current == [x.device]
+
+
+@pytest.mark.gpu
+def test_another_gpu_than_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    x, weight, bias = (part.to("cuda:1") for part in _inputs(4992, 4096, 4096))
+    with torch.cuda.device(0):
+        ours = cublas.linear(x, weight / 64, bias)
+    assert ours is not None and torch.equal(ours, functional.linear(x, weight / 64, bias))
 
 
 def test_elsewhere_than_on_a_gpu_torch_does_it() -> None:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # By how much more `worth` another tile must be than cuBLAS's own before it is taken: with less, some were slower.
 GAIN = 0.035
-# Kernels that count their tiles take 4 bytes; what wants more adds sums up in parts, and gives other bytes.
+# Kernels that count their tiles take 4 bytes; what wants more makes each sum in parts, and gives other bytes.
 WORKSPACE = 1_024
 # What Hopper's copy engine asks of addresses.
 _BYTES = 16
@@ -116,7 +116,8 @@ def linear(
     rows = x.flatten(0, -2)
     if not all(part.is_contiguous() and part.data_ptr() % _BYTES == 0 for part in _given(rows, weight, bias, scales)):
         return None
-    result = lt.linear(rows, weight, bias, gelu, scales)
+    with on(x.device):
+        result = lt.linear(rows, weight, bias, gelu, scales)
     return None if result is None else result.unflatten(0, x.shape[:-1])
 
 
@@ -136,7 +137,7 @@ class CublasLt:
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, scales: tuple[Tensor, Tensor] | None = None
     ) -> Tensor | None:
-        """bfloat16 [tokens, features]; None where cuBLAS's own choice stands."""
+        """bfloat16 [tokens, features]; None where cuBLAS's own choice stands. For the thread's current GPU."""
         problem = Problem(x.shape[0], x.shape[1], weight.shape[0], bias is not None, gelu, scales is not None)
         if problem not in self.choices:
             self.choices[problem] = self._best(problem)
